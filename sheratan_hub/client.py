@@ -1,0 +1,393 @@
+"""`HubClient`: every verb of the hub as a typed coroutine that can be repeated blindly, and repeats itself.
+
+Longer than 300 lines because it is one class with one method for each route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from sheratan_hub.answers import (
+    Accepted,
+    Beat,
+    Cancelled,
+    Envelope,
+    Extended,
+    Integrity,
+    Job,
+    JobPage,
+    Lease,
+    Node,
+    NodePage,
+    Pulled,
+    Refusal,
+    Report,
+    Submitted,
+    json_text,
+)
+from sheratan_hub.canonical import Raw, result_sha256, result_sig
+from sheratan_hub.clock import Clock, SystemClock
+from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport
+
+__all__ = [
+    "Accepted",
+    "Beat",
+    "Cancelled",
+    "Extended",
+    "HubClient",
+    "HubRefused",
+    "HubUnreachable",
+    "Job",
+    "Lease",
+    "Node",
+    "Pulled",
+    "Refusal",
+    "Report",
+    "Submitted",
+]
+
+CONTROL_URL = "http://127.0.0.1:8787"
+DATA_URL = "http://127.0.0.1:8788"
+BATCH_ENTRIES = 500
+BATCH_BYTES = 16 * 1024 * 1024 - 64
+ENTRY_AT_FAULT = frozenset({400, 413, 422})
+"""Statuses by which a hub refuses a whole batch for what stands in one entry of it."""
+NO_ROOM = frozenset({429, 503})
+
+T = TypeVar("T")
+
+
+class HubClient:
+    """A hub's client: `async with HubClient(token=...) as hub: await hub.submit("text.stats", {...})`.
+
+    Lost connections, cut answers, 429 and 503 are tried again with full jitter and Retry-After, for up to
+    `patience_seconds` a call (0: one try). Every method raises `HubRefused` when the hub says no and
+    `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
+    answer may take beyond what a long poll waits on purpose; `hmac_key` signs results.
+    """
+
+    def __init__(
+        self,
+        control_url: str = CONTROL_URL,
+        data_url: str = DATA_URL,
+        token: str | None = None,
+        *,
+        clock: Clock | None = None,
+        patience_seconds: float = 30.0,
+        backoff_base_ms: float = 100.0,
+        backoff_cap_ms: float = 5000.0,
+        answer_seconds: float = 30.0,
+        connections: int = 32,
+        hmac_key: str | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._hmac_key = hmac_key
+        self._hub = Transport(
+            {"control": control_url, "data": data_url},
+            token,
+            self._clock,
+            patience_seconds=patience_seconds,
+            backoff_base_ms=backoff_base_ms,
+            backoff_cap_ms=backoff_cap_ms,
+            answer_seconds=answer_seconds,
+            connections=connections,
+        )
+
+    def __repr__(self) -> str:
+        return f"HubClient({self._hub!r})"
+
+    async def __aenter__(self) -> HubClient:
+        await self._hub.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._hub.__aexit__(kind, error, trace)
+
+    async def submit(
+        self,
+        kind: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        source: str | None = None,
+        mission_id: str | None = None,
+        task_id: str | None = None,
+        priority: int | str | None = None,
+        timeout_seconds: float | None = None,
+        max_retries: int | None = None,
+        retry_backoff: Literal["exponential", "linear"] | None = None,
+        required_capabilities: Sequence[str] | None = None,
+        not_before: str | None = None,
+        delay_seconds: float | None = None,
+        expires_in_seconds: float | None = None,
+        delivery: Literal["at_least_once", "at_most_once"] | None = None,
+    ) -> Submitted:
+        """Hand in one job; what is left out is the hub's default. Without a key one is drawn, so that a repeated
+        request makes one job. Raises ValueError or TypeError for params that JSON can't hold."""
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        return await self._hub.ask(Request("data", "POST", "/api/jobs", self._keyed(given)), Submitted)
+
+    async def submit_many(self, jobs: Iterable[Mapping[str, object]]) -> list[Submitted | Refusal]:
+        """Hand in many jobs (bodies as `POST /api/jobs` takes them), one outcome each, in order.
+
+        They travel in chunks of up to 500; entries the hub has no room for are offered again while patience
+        lasts. What it refuses is a `Refusal` at that place; only what concerns the whole call (a wrong token,
+        no hub) is raised. Repeating the call is safe for jobs that bring an `idempotency_key`.
+        """
+        bodies = [self._keyed(job) for job in jobs]
+        outcomes: dict[int, Submitted | Refusal] = {}
+        until, tries, left = self._hub.deadline(), 0, list(range(len(bodies)))
+        while True:
+            for chunk in _chunks(left, bodies):
+                sent = await self._send_batch("jobs", [bodies[i] for i in chunk], Submitted, until)
+                outcomes.update(zip(chunk, sent, strict=True))
+            left = [i for i in left if _has_no_room(outcomes[i])]
+            pause = self._hub.pause(tries)
+            if not left or self._clock.now() + pause > until:
+                return [outcomes[i] for i in range(len(bodies))]
+            await self._clock.sleep(pause)
+            tries += 1
+
+    async def _send_batch(
+        self, of: Literal["jobs", "results"], bodies: list[bytes], answer: type[T], until: float
+    ) -> list[T | Refusal]:
+        """One outcome each. A batch refused for what stands in one entry is halved until that one is alone."""
+        body = b'{"%b":[%b]}' % (of.encode(), b",".join(bodies))
+        try:
+            envelope = await self._hub.ask(Request("data", "POST", f"/api/{of}", body), Envelope, until)
+        except HubRefused as no:
+            if no.status in ENTRY_AT_FAULT and len(bodies) > 1:
+                half = len(bodies) // 2
+                first = await self._send_batch(of, bodies[:half], answer, until)
+                return first + await self._send_batch(of, bodies[half:], answer, until)
+            if no.status in ENTRY_AT_FAULT | NO_ROOM:
+                return [Refusal(code=no.code, status=no.status, detail=no.detail)] * len(bodies)
+            raise
+        raws = envelope.jobs if of == "jobs" else envelope.results
+        if len(raws) != len(bodies):
+            raise HubUnreachable(f"the hub answered {len(raws)} outcomes to {len(bodies)} entries")
+        return [_outcome(raw, answer) for raw in raws]
+
+    def _keyed(self, job: Mapping[str, object]) -> bytes:
+        if job.get("idempotency_key") is not None:
+            return json_text(job)
+        return json_text({**job, "idempotency_key": self._clock.secret()})
+
+    async def pull(
+        self,
+        node_id: str,
+        *,
+        max: int = 1,
+        wait_seconds: float = 0,
+        pull_id: str | None = None,
+        capabilities: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
+    ) -> Pulled:
+        """Lease up to `max` (1-100) jobs, waiting up to `wait_seconds` (0-30) for the first.
+
+        One `pull_id` is drawn for the call and kept for its repeats: a lost answer costs nothing. Give your own
+        to get the same leases again after a restart, while they live.
+        """
+        body = {
+            "node_id": node_id,
+            "max": max,
+            "wait_seconds": wait_seconds,
+            "pull_id": pull_id or self._clock.secret(),
+            "capabilities": capabilities,
+            "kinds": kinds,
+        }
+        return await self._post("data", "/api/jobs/pull", body, Pulled, wait_seconds)
+
+    async def complete(self, job_id: str, lease_id: str, node_id: str, result: object = None) -> Accepted:
+        """Report success with a JSON-able `result`."""
+        text = Raw(json_text(result))
+        return await self._report(Report(job_id=job_id, lease_id=lease_id, node_id=node_id, ok=True, result=text))
+
+    async def fail(
+        self,
+        job_id: str,
+        lease_id: str,
+        node_id: str,
+        error: object = None,
+        *,
+        retry: bool | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> Accepted:
+        """Report a failure with a JSON-able `error`; `retry=False` ends the job."""
+        return await self._report(
+            Report(
+                job_id=job_id,
+                lease_id=lease_id,
+                node_id=node_id,
+                ok=False,
+                error=Raw(json_text(error)),
+                retry=retry,
+                retry_after_seconds=retry_after_seconds,
+            )
+        )
+
+    async def _report(self, report: Report) -> Accepted:
+        body = _fields(self._sealed(report))
+        del body["job_id"]
+        return await self._post("data", f"{_job_path(report.job_id)}/result", body, Accepted)
+
+    async def results(self, reports: Sequence[Report]) -> list[Accepted | Refusal]:
+        """Report many jobs' ends, one outcome each, in order; in chunks of up to 500."""
+        bodies = [msgspec.json.encode(_fields(self._sealed(report))) for report in reports]
+        outcomes: list[Accepted | Refusal] = []
+        until = self._hub.deadline()
+        for chunk in _chunks(range(len(bodies)), bodies):
+            outcomes += await self._send_batch("results", [bodies[i] for i in chunk], Accepted, until)
+        return outcomes
+
+    def _sealed(self, report: Report) -> Report:
+        """The report with its integrity: a SHA-256 always, a signature when there is a key."""
+        covered = (report.job_id, report.ok, bytes(report.result), bytes(report.error))
+        sha256 = result_sha256(*covered)
+        if self._hmac_key:
+            seal = Integrity("hmac", sha256, result_sig(self._hmac_key, *covered))
+        else:
+            seal = Integrity("sha256", sha256)
+        return msgspec.structs.replace(report, integrity=seal)
+
+    async def extend(self, job_id: str, lease_id: str, seconds: float) -> Extended:
+        """Let the lease end `seconds` from now. 409 when it is no longer this one's."""
+        body = {"lease_id": lease_id, "seconds": seconds}
+        return await self._post("data", f"{_job_path(job_id)}/extend", body, Extended)
+
+    async def release(self, job_id: str, lease_id: str) -> None:
+        """Give the job back at no cost."""
+        await self._post("data", f"{_job_path(job_id)}/release", {"lease_id": lease_id}, dict)
+
+    async def cancel(self, job_id: str) -> Cancelled:
+        """Cancel a job: a waiting one at once, a running one as soon as its worker hears of it."""
+        return await self._post("data", f"{_job_path(job_id)}/cancel", {}, Cancelled)
+
+    async def job(self, job_id: str, *, wait_seconds: float = 0) -> Job:
+        """One job, as soon as it is finished or `wait_seconds` (0-30) have passed."""
+        query = {"wait_seconds": f"{wait_seconds:g}"} if wait_seconds else {}
+        return await self._hub.ask(
+            Request("data", "GET", _job_path(job_id), query=query, wait_seconds=wait_seconds), Job
+        )
+
+    async def jobs(
+        self,
+        *,
+        status: str | None = None,
+        kind: str | None = None,
+        source: str | None = None,
+        mission_id: str | None = None,
+        node_id: str | None = None,
+        page: int | None = None,
+    ) -> AsyncIterator[Job]:
+        """Every job that the filters leave, oldest first, fetched `page` at a time while they are read."""
+        query = _query(status=status, kind=kind, source=source, mission_id=mission_id, node_id=node_id, limit=page)
+        while True:
+            found = await self._hub.ask(Request("data", "GET", "/api/jobs", query=query), JobPage)
+            for job in found.jobs:
+                yield job
+            if found.next_cursor is None:
+                return
+            query = {**query, "cursor": found.next_cursor}
+
+    async def heartbeat(
+        self,
+        node_id: str,
+        *,
+        boot_id: str | None = None,
+        status: Literal["online", "busy"] | None = None,
+        health: Literal["GREEN", "YELLOW", "RED"] | None = None,
+        zone: str | None = None,
+        capabilities: Sequence[str] | None = None,
+        current_jobs: int | None = None,
+        max_concurrent: int | None = None,
+        endpoint: str | None = None,
+        attestation: Mapping[str, str] | None = None,
+        labels: Mapping[str, object] | None = None,
+    ) -> Beat:
+        """Check in on the control plane. `labels` are further scalar fields the hub keeps with the node."""
+        named = {name: value for name, value in locals().items() if name not in ("self", "labels")}
+        return await self._post("control", "/api/hosts/heartbeat", {**(labels or {}), **named}, Beat)
+
+    async def nodes(self) -> list[Node]:
+        """Every node the hub knows."""
+        nodes: list[Node] = []
+        query: dict[str, str] = {}
+        while True:
+            page = await self._hub.ask(Request("control", "GET", "/api/hosts", query=query), NodePage)
+            nodes += page.nodes
+            if page.next_cursor is None:
+                return nodes
+            query = {"cursor": page.next_cursor}
+
+    async def registry(self) -> dict[str, Any]:
+        """The fleet's registry: `nodes` by id, and `policy`."""
+        return await self._get("control", "/api/registry")
+
+    async def metrics(self, plane: Plane = "data") -> dict[str, Any]:
+        """A plane's JSON metrics, by the fleet's keys."""
+        return await self._get(plane, "/metrics", format="json")
+
+    async def health(self, plane: Plane = "control") -> dict[str, Any]:
+        """A plane's `/health`."""
+        return await self._get(plane, "/health")
+
+    async def _get(self, plane: Plane, path: str, **query: str) -> dict[str, Any]:
+        return await self._hub.ask(Request(plane, "GET", path, query=query), dict)
+
+    async def _post(
+        self, plane: Plane, path: str, body: Mapping[str, object], answer: type[T], wait_seconds: float = 0
+    ) -> T:
+        given = {name: value for name, value in body.items() if value is not None}
+        text = msgspec.json.encode(given)
+        return await self._hub.ask(Request(plane, "POST", path, text, wait_seconds=wait_seconds), answer)
+
+
+def _job_path(job_id: str) -> str:
+    return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def _query(**values: object) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _fields(report: Report) -> dict[str, Any]:
+    """The report's fields as they travel, absent ones left out."""
+    values = {name: getattr(report, name) for name in report.__struct_fields__}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _chunks(indexes: Sequence[int], bodies: Sequence[bytes]) -> Iterator[list[int]]:
+    """`indexes` in runs that fit one request, by number and by the size of their bodies."""
+    chunk: list[int] = []
+    size = 0
+    for i in indexes:
+        if chunk and (len(chunk) == BATCH_ENTRIES or size + len(bodies[i]) + 1 > BATCH_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(i)
+        size += len(bodies[i]) + 1
+    if chunk:
+        yield chunk
+
+
+def _outcome(raw: Raw, answer: type[T]) -> T | Refusal:
+    verdict = msgspec.json.decode(raw, type=_Verdict)
+    if verdict.ok:
+        return msgspec.json.decode(raw, type=answer)
+    return msgspec.json.decode(raw, type=Refusal)
+
+
+def _has_no_room(outcome: object) -> bool:
+    return isinstance(outcome, Refusal) and outcome.status in NO_ROOM
+
+
+class _Verdict(msgspec.Struct):
+    ok: bool

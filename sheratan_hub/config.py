@@ -1,0 +1,440 @@
+"""Settings: hub.toml, then the environment, then flags; a later one wins. (Long: each setting beside its loader.)"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import msgspec
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table of hub.toml. Field names end in their unit; defaults are what an absent key means."""
+
+
+class ControlSettings(Section, frozen=True):
+    """Where nodes check in."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    hosts: tuple[str, ...] = ()
+
+
+class DataSettings(Section, frozen=True):
+    """Where work is handed out and taken back."""
+
+    host: str = "127.0.0.1"
+    port: int = 8788
+    hosts: tuple[str, ...] = ()
+
+
+class HubSettings(Section, frozen=True):
+    """The process itself."""
+
+    data_dir: str = "var"
+    restart_grace_seconds: int = 15
+    max_waiting_commands: int = 20_000
+    max_batch_commands: int = 512
+    max_long_polls: int = 10_000
+
+
+class StoreSettings(Section, frozen=True):
+    """Where everything is kept; empty means `sqlite://<data_dir>/hub.db`."""
+
+    url: str = ""
+
+    def __repr__(self) -> str:
+        return f"StoreSettings(url={hide_password(self.url)!r})"
+
+
+class AuthSettings(Section, frozen=True):
+    """The shared token. Its value comes from SHERATAN_HUB_TOKEN or from `token_file`, never from here."""
+
+    token_file: str = ""
+    token_required: bool = True
+
+
+class NodeSettings(Section, frozen=True):
+    """When a silent node counts as STALE and as DEAD."""
+
+    ttl_seconds: int = 120
+    dead_seconds: int = 600
+
+
+class QueueSettings(Section, frozen=True):
+    """Limits of the queue, and how long a lease lasts."""
+
+    max_depth: int = 1000
+    max_inflight: int = 100
+    backpressure_mode: Literal[429, 503] = 429
+    lease_seconds: int = 300
+    item_ttl_seconds: int = 0
+    max_losses: int = 3
+    loss_delay_ms: int = 1000
+    cancel_grace_seconds: int = 30
+
+
+class RetrySettings(Section, frozen=True):
+    """What happens after a failure, unless the job says otherwise."""
+
+    max_attempts: int = 4
+    backoff_base_ms: int = 1000
+    backoff_cap_ms: int = 60_000
+
+
+class IdempotencySettings(Section, frozen=True):
+    """How long a key is remembered after its job has ended, and how much of its result is given again."""
+
+    ttl_seconds: int = 86_400
+    max_cached_bytes: int = 16_384
+
+
+class IntegritySettings(Section, frozen=True):
+    """How results are checked. The key comes from SHERATAN_RESULT_HMAC_KEY or from `hmac_key_file`."""
+
+    mode: Literal["none", "sha256", "hmac"] = "sha256"
+    required: bool = False
+    hmac_key_file: str = ""
+
+
+class LimitSettings(Section, frozen=True):
+    """How much one request may ask."""
+
+    body_bytes: int = 1_048_576
+    batch_bytes: int = 16_777_216
+    batch_jobs: int = 1000
+    json_depth: int = 64
+
+
+class MetricsSettings(Section, frozen=True):
+    """Who may read /metrics."""
+
+    require_token: bool = False
+
+
+class LogSettings(Section, frozen=True):
+    """What is written to the logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """Values that never stand in hub.toml. Their repr hides them."""
+
+    token: str = "shared-secret"
+    hmac_key: str = ""
+
+    def __repr__(self) -> str:
+        return "Secrets(***)"
+
+
+class Settings(Section, frozen=True):
+    """All settings, by table."""
+
+    control: ControlSettings = ControlSettings()
+    data: DataSettings = DataSettings()
+    hub: HubSettings = HubSettings()
+    store: StoreSettings = StoreSettings()
+    auth: AuthSettings = AuthSettings()
+    nodes: NodeSettings = NodeSettings()
+    queue: QueueSettings = QueueSettings()
+    retry: RetrySettings = RetrySettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    integrity: IntegritySettings = IntegritySettings()
+    limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
+
+
+class BadConfig(Exception):
+    """The settings cannot be used. The text says which one, where it was given and what it may be; never a secret."""
+
+
+DEFAULT_FILE = "hub.toml"
+DEFAULT_TOKEN = Secrets().token
+
+ENVIRONMENT = {
+    "SHERATAN_CONTROL_HOST": "control.host",
+    "SHERATAN_CONTROL_PORT": "control.port",
+    "SHERATAN_DATA_HOST": "data.host",
+    "SHERATAN_DATA_PORT": "data.port",
+    "SHERATAN_DATA_DIR": "hub.data_dir",
+    "SHERATAN_RESTART_GRACE_SEC": "hub.restart_grace_seconds",
+    "SHERATAN_STORE_URL": "store.url",
+    "SHERATAN_HUB_TOKEN_REQUIRED": "auth.token_required",
+    "SHERATAN_NODE_TTL_SEC": "nodes.ttl_seconds",
+    "SHERATAN_NODE_DEAD_SEC": "nodes.dead_seconds",
+    "SHERATAN_MAX_QUEUE_DEPTH": "queue.max_depth",
+    "SHERATAN_MAX_INFLIGHT": "queue.max_inflight",
+    "SHERATAN_BACKPRESSURE_MODE": "queue.backpressure_mode",
+    "SHERATAN_LEASE_TIMEOUT": "queue.lease_seconds",
+    "SHERATAN_QUEUE_ITEM_TTL_SEC": "queue.item_ttl_seconds",
+    "SHERATAN_MAX_LOSSES": "queue.max_losses",
+    "SHERATAN_RETRY_MAX_ATTEMPTS": "retry.max_attempts",
+    "SHERATAN_RETRY_BACKOFF_BASE_MS": "retry.backoff_base_ms",
+    "SHERATAN_RETRY_BACKOFF_CAP_MS": "retry.backoff_cap_ms",
+    "SHERATAN_IDEMPOTENCY_TTL_SEC": "idempotency.ttl_seconds",
+    "SHERATAN_IDEMPOTENCY_MAX_CACHED_BYTES": "idempotency.max_cached_bytes",
+    "SHERATAN_RESULT_INTEGRITY": "integrity.mode",
+    "SHERATAN_RESULT_INTEGRITY_MODE": "integrity.mode",
+    "SHERATAN_RESULT_INTEGRITY_REQUIRED": "integrity.required",
+}
+
+
+class SecretSource(NamedTuple):
+    """Where a secret comes from: the first of `variables` that is set, else the file that the setting names."""
+
+    variables: tuple[str, ...]
+    file_key: str
+
+
+SECRETS = {
+    "token": SecretSource(("SHERATAN_HUB_TOKEN_ACTIVE", "SHERATAN_HUB_TOKEN"), "auth.token_file"),
+    "hmac_key": SecretSource(("SHERATAN_RESULT_HMAC_KEY",), "integrity.hmac_key_file"),
+}
+# Part of the contract, but not acted on yet: the start warns about them.
+LATER = (
+    "SHERATAN_HUB_TOKEN_NEXT",
+    "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
+    "SHERATAN_MAX_LEASES_PER_NODE",
+    "SHERATAN_PRIORITY_AGE_SEC",
+    "SHERATAN_DLQ_ENABLED",
+    "SHERATAN_DLQ_MAX_ITEMS",
+    "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC",
+    "SHERATAN_ATTESTATION_SPOOF_THRESHOLD",
+)
+YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+FIELDS = {
+    f"{table.name}.{field.name}": field
+    for table in msgspec.structs.fields(Settings)
+    for field in msgspec.structs.fields(table.type)
+}
+# Whole numbers go from 1 to a thousand million, but for these.
+RANGES = {
+    "control.port": (0, 65_535),
+    "data.port": (0, 65_535),
+    "limits.json_depth": (1, 500),
+    "hub.restart_grace_seconds": (0, 1_000_000_000),
+    "queue.item_ttl_seconds": (0, 1_000_000_000),
+    "queue.loss_delay_ms": (0, 1_000_000_000),
+    "queue.cancel_grace_seconds": (0, 1_000_000_000),
+    "retry.backoff_base_ms": (0, 1_000_000_000),
+    "retry.backoff_cap_ms": (0, 1_000_000_000),
+    "idempotency.ttl_seconds": (0, 1_000_000_000),
+    "idempotency.max_cached_bytes": (0, 1_000_000_000),
+}
+
+
+class Given(NamedTuple):
+    """A value and where it comes from."""
+
+    value: object
+    origin: str
+
+
+Flags = Mapping[str, object]
+
+
+def load(path: str | None, environ: Mapping[str, str], flags: Flags | None = None) -> tuple[Settings, Secrets]:
+    """The settings in force and the secrets; raises `BadConfig`.
+
+    `path` names the settings file; None is ./hub.toml, if there is one. `flags` maps dotted keys (`data.port`)
+    to the command line's values, None for those not given.
+    """
+    given = _gather(path, environ, flags)
+    tables: dict[str, dict[str, object]] = {}
+    for key, (value, _) in given.items():
+        table, name = key.split(".")
+        tables.setdefault(table, {})[name] = value
+    settings = msgspec.convert(tables, Settings)
+    secrets = Secrets(**{name: _secret(name, given, environ)[0] for name in SECRETS})
+    if problems := list(_problems(settings, secrets)):
+        raise BadConfig(" ".join(problems))
+    return settings, secrets
+
+
+def explain(path: str | None, environ: Mapping[str, str], flags: Flags | None = None) -> list[tuple[str, object, str]]:
+    """Every setting as (dotted key, value, where it comes from), then the secrets, their values hidden."""
+    given = _gather(path, environ, flags)
+    rows = [(key, *given.get(key, Given(field.default, "default"))) for key, field in FIELDS.items()]
+    shown = [(key, hide_password(str(value)) if key == "store.url" else value, origin) for key, value, origin in rows]
+    return shown + [(name, "***", _secret(name, given, environ)[1]) for name in SECRETS]
+
+
+def later(environ: Mapping[str, str]) -> list[str]:
+    """The variables that are set and part of the contract, but not acted on by this version."""
+    return [name for name in LATER if name in environ]
+
+
+def store_url(settings: Settings) -> str:
+    """The URL of the store in force."""
+    return settings.store.url or f"sqlite://{settings.hub.data_dir}/hub.db"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to `host` can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def hide_password(url: str) -> str:
+    """`url` with `***` in the place of its password."""
+    return re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
+
+
+def _gather(path: str | None, environ: Mapping[str, str], flags: Flags | None) -> dict[str, Given]:
+    """What is given, by dotted key, each value checked by itself."""
+    given = _from_file(path) | _from_environment(environ)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            given[key] = Given(_checked(key, value, f"{key} on the command line"), "command line")
+    return given
+
+
+def _from_file(path: str | None) -> dict[str, Given]:
+    """The settings of hub.toml."""
+    name = path or DEFAULT_FILE
+    if path is None and not Path(name).exists():
+        return {}
+    return {key: Given(_checked(key, value, f"{key} in {name}"), name) for key, value in _entries(name)}
+
+
+def _entries(name: str) -> Iterator[tuple[str, object]]:
+    """The file's dotted keys, all of them known, and their values."""
+    try:
+        tables = tomllib.loads(Path(name).read_bytes().decode())
+    except OSError as error:
+        raise BadConfig(f"The settings file {name} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise BadConfig(f"{name} is not a TOML file in UTF-8: {error}.") from error
+    for table, entries in tables.items():
+        if table not in Settings.__struct_fields__:
+            raise BadConfig(_unknown(table, name, [*Settings.__struct_fields__, *FIELDS]))
+        if not isinstance(entries, dict):
+            raise BadConfig(f"{table} in {name} must be a table: [{table}].")
+        for entry, value in entries.items():
+            if f"{table}.{entry}" not in FIELDS:
+                raise BadConfig(_unknown(f"{table}.{entry}", name, FIELDS))
+            yield f"{table}.{entry}", value
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Given]:
+    """The settings that variables set."""
+    _refuse_typos(environ)
+    given: dict[str, Given] = {}
+    for name, key in ENVIRONMENT.items():
+        if name in environ:
+            value = _checked(key, _parsed(key, environ[name]), name)
+            if key in given and given[key].value != value:
+                raise BadConfig(f"{name} and {given[key].origin} mean the same and differ; set one of them.")
+            given[key] = Given(value, name)
+    return given
+
+
+def _refuse_typos(environ: Mapping[str, str]) -> None:
+    """Raise for a variable close to one of ours; others may begin with SHERATAN_ for other software."""
+    prefix = "SHERATAN_"
+    ours = {*ENVIRONMENT, *LATER, *(name for source in SECRETS.values() for name in source.variables)}
+    endings = [name.removeprefix(prefix) for name in ours]
+    for name in sorted(environ.keys() - ours):
+        near = difflib.get_close_matches(name.removeprefix(prefix), endings, n=1, cutoff=0.8)
+        if name.startswith(prefix) and near:
+            raise BadConfig(f"{name} is not a variable of the hub; did you mean {prefix}{near[0]}?")
+
+
+def _parsed(key: str, text: str) -> object:
+    """A variable's text in the setting's type, or as it is when it does not fit (`_checked` refuses it then)."""
+    default = FIELDS[key].default
+    if isinstance(default, bool):
+        return YES_NO.get(text.strip().lower(), text)
+    if isinstance(default, int) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
+        return int(text)
+    return text
+
+
+def _checked(key: str, value: object, what: str) -> object:
+    """`value` if the setting may have it, else `BadConfig` about `what`."""
+    try:
+        checked: object = msgspec.convert(value, FIELDS[key].type)
+    except msgspec.ValidationError as error:
+        raise BadConfig(f"{what} must be {_allowed(key)}.") from error
+    if FIELDS[key].type is int and not _range(key)[0] <= int(str(checked)) <= _range(key)[1]:
+        raise BadConfig(f"{what} must be {_allowed(key)}.")
+    return checked
+
+
+def _range(key: str) -> tuple[int, int]:
+    return RANGES.get(key, (1, 1_000_000_000))
+
+
+def _allowed(key: str) -> str:
+    """What a setting may be, in words."""
+    kind = FIELDS[key].type
+    if choices := get_args(kind):
+        return "a list of texts" if ... in choices else "one of " + ", ".join(str(choice) for choice in choices)
+    low, high = _range(key)
+    return {bool: "true or false", int: f"a whole number from {low} to {high}", str: "a text"}[kind]
+
+
+def _unknown(key: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"{key} in {name} is not a setting" + (f"; did you mean {near[0]}?" if near else ".")
+
+
+def _secret(name: str, given: Mapping[str, Given], environ: Mapping[str, str]) -> tuple[str, str]:
+    """A secret's value and where it comes from: a variable, else its file, else the default."""
+    source = SECRETS[name]
+    for variable in source.variables:
+        if variable in environ:
+            return environ[variable], variable
+    file = given.get(source.file_key, Given("", "")).value
+    return (_from_secret_file(str(file), source.file_key), str(file)) if file else (getattr(Secrets(), name), "default")
+
+
+def _from_secret_file(file: str, key: str) -> str:
+    """The file's text without the space around it."""
+    try:
+        text = Path(file).read_text("utf-8").strip()
+    except OSError as error:
+        raise BadConfig(f"{key}: the file {file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise BadConfig(f"{key}: the file {file} is not a text in UTF-8.") from error
+    if not text:
+        raise BadConfig(f"{key}: the file {file} is empty.")
+    return text
+
+
+def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
+    """What cannot be together, each as a sentence."""
+    control, data, token = settings.control, settings.data, secrets.token
+    if not control.host or not data.host:
+        yield "control.host and data.host must not be empty; 0.0.0.0 means every address of this machine."
+    if control.port == data.port != 0:
+        yield f"control.port and data.port must differ; both are {data.port}."
+    if not settings.hub.data_dir:
+        yield "hub.data_dir must not be empty."
+    if settings.store.url and "://" not in settings.store.url:
+        yield "store.url must look like sqlite://FILE or memory://."
+    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+        yield "The token must be printable ASCII without space around it, and not empty; set SHERATAN_HUB_TOKEN."
+    if not (is_loopback(control.host) and is_loopback(data.host)):
+        if token == DEFAULT_TOKEN:
+            yield "The default token is for 127.0.0.1 only; set SHERATAN_HUB_TOKEN, or bind both planes to 127.0.0.1."
+        if not settings.auth.token_required:
+            yield "auth.token_required can be switched off only while both planes are bound to 127.0.0.1."
+    if settings.nodes.dead_seconds < settings.nodes.ttl_seconds:
+        yield "nodes.dead_seconds must not be less than nodes.ttl_seconds."
+    if settings.retry.backoff_cap_ms < settings.retry.backoff_base_ms:
+        yield "retry.backoff_cap_ms must not be less than retry.backoff_base_ms."
+    if settings.limits.batch_bytes < settings.limits.body_bytes:
+        yield "limits.batch_bytes must not be less than limits.body_bytes."
+    if settings.integrity.mode == "hmac" and not secrets.hmac_key:
+        yield "integrity.mode hmac needs a key; set SHERATAN_RESULT_HMAC_KEY or integrity.hmac_key_file."

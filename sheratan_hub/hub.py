@@ -1,0 +1,237 @@
+"""The engine that handlers hold: execute commands, wait for work, read rows, tell the observers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sheratan_hub.clock import Clock
+from sheratan_hub.commit import HUB, Committed, Committer, Happened, Item, Origin, Outcome
+from sheratan_hub.loops import Loop
+from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
+from sheratan_hub.rules.finish import Release
+from sheratan_hub.rules.jobs import Job, job_key, job_of
+from sheratan_hub.rules.lanes import Offer
+from sheratan_hub.rules.nodes import Node, SweepNodes, Swept, node_of
+from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
+from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
+from sheratan_hub.waiting import Waiting
+
+log = logging.getLogger("sheratan.hub")
+
+Observer = Callable[[Committed], None]
+JOB_AGENDAS = ("lease", "wait", "expire")
+
+
+class Hub:
+    """Everything between the handlers and the store. Open the store before `start`."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        limits: Limits | None = None,
+        *,
+        max_waiting: int = 20_000,
+        max_batch: int = 512,
+        max_polls: int = 10_000,
+    ) -> None:
+        self.store, self.clock, self.limits = store, clock, limits or Limits()
+        self.waiting = Waiting()
+        self.ready = False
+        self.max_polls = max_polls
+        self._observers: list[Observer] = []
+        self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
+        self.loops = [Loop("sweep", self._sweep, clock)]
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
+        self._observers.append(observer)
+
+    async def start(self) -> None:
+        """Make ready what the rules need to know; then run `committer.run` and the loops."""
+        await self.committer.prepare()
+        await self._clamp_leases()
+        self.ready = True
+
+    def stop(self) -> None:
+        """Answer every long poll at once, take no new commands; what is queued is still committed."""
+        self.ready = False
+        self.waiting.close()
+
+    async def execute(self, command: Command, origin: Origin = HUB) -> Any:
+        """The command's answer, once it is committed. Raises `Refused`."""
+        outcome = (await self.execute_many([command], origin))[0]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    async def execute_many(self, commands: Sequence[Command], origin: Origin = HUB) -> list[Outcome]:
+        """One outcome each, in order: an answer or the exception it ended with; all in one transaction.
+
+        If the caller is cancelled before the batch begins, nothing happens; after that, it happens anyway.
+        """
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self.committer.add(Item(commands, origin, future))
+        return await future
+
+    def report(self, event: Event, origin: Origin) -> None:
+        """Tell the observers of something that no command decided (a refusal, a wrong token)."""
+        self._committed(Committed([Happened([event], origin)], Changes(), 0))
+
+    async def pull(self, command: Pull, wait_ms: int, origin: Origin = HUB) -> Pulled:
+        """Look, wait, look: jobs as soon as there are any for this node, or none after `wait_ms`.
+
+        Once leased, the answer comes even if the caller is cancelled: then the leases are given back at no cost.
+        """
+        if wait_ms <= 0 or len(self.waiting) >= self.max_polls:
+            return await self._pull_once(command, origin)
+        until = self.clock.now() + wait_ms
+        with self.waiting.pull(await self._offer(command), command.limit) as waiter:
+            while True:
+                wakes = len(waiter.woken)
+                pulled = await self._pull_once(command, origin)
+                waiter.looked(len(pulled.jobs), pulled.reason == "inflight_limit", wakes)
+                left = until - self.clock.now()
+                if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
+                    return pulled
+                if not await self.clock.wait(waiter.event.wait(), left):
+                    return pulled
+
+    async def _pull_once(self, command: Pull, origin: Origin) -> Pulled:
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        item = Item([command], origin, future)
+        self.committer.add(item)
+        try:
+            outcome = (await asyncio.shield(future))[0]
+        except asyncio.CancelledError:
+            if item.begun:
+                future.add_done_callback(self._give_back_late)
+            else:
+                future.cancel()
+            raise
+        if isinstance(outcome, BaseException):
+            raise outcome
+        pulled: Pulled = outcome
+        return pulled
+
+    def _give_back_late(self, future: asyncio.Future[list[Outcome]]) -> None:
+        if not future.cancelled() and future.exception() is None and isinstance(future.result()[0], Pulled):
+            self.give_back(future.result()[0])
+
+    def give_back(self, pulled: Pulled) -> None:
+        """Release leases whose answer could not be delivered, unless they have been sent again since."""
+        releases = [Release(job.id, job.lease_id or "", job.sending) for job in pulled.jobs]
+        if releases:
+            self.committer.add(Item(releases, HUB, None))
+
+    async def _offer(self, command: Pull) -> Offer:
+        if command.capabilities is not None:
+            return Offer(command.capabilities, command.kinds)
+        node = await self.node(command.node_id)
+        return Offer(frozenset(node.capabilities if node else ()), command.kinds)
+
+    async def job(self, job_id: str, wait_ms: int = 0) -> Job:
+        """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""
+        with self.waiting.job(job_id) as finished:
+            job = await self._find_job(job_id)
+            if wait_ms > 0 and not job.finished and await self.clock.wait(finished.wait(), wait_ms):
+                job = await self._find_job(job_id)
+            return job
+
+    async def _find_job(self, job_id: str) -> Job:
+        rows = await self.fetch([job_key(job_id)])
+        if not rows:
+            raise Refused(Code.JOB_NOT_FOUND, f"there is no job {job_id}")
+        return job_of(rows[0])
+
+    async def params(self, jobs: Iterable[Job]) -> dict[str, bytes]:
+        """The params that are kept in rows of their own, by job id."""
+        keys = [Key("params", job.id) for job in jobs if job.params_apart]
+        return {row.id: row.doc for row in await self.fetch(keys)} if keys else {}
+
+    async def node(self, node_id: str) -> Node | None:
+        """The node as last recorded, None if it was never heard of."""
+        rows = await self.fetch([Key("node", node_id)])
+        return node_of(rows[0]) if rows else None
+
+    async def fetch(self, keys: Sequence[Key]) -> list[Row]:
+        """Committed rows. Refused with `unavailable` when the store is down."""
+        try:
+            return await self.store.fetch(keys)
+        except StoreDown as down:
+            raise unavailable(down) from down
+
+    async def page(
+        self, kind: str, labels: Sequence[str | None] = (), after: str | None = None, limit: int = 100
+    ) -> Page:
+        """A piece of a list. Refused with `unavailable` when the store is down."""
+        try:
+            return await self.store.page(kind, labels, after, limit)
+        except StoreDown as down:
+            raise unavailable(down) from down
+
+    async def counts(self, prefix: str = "") -> dict[str, int]:
+        """The kept counters. Refused with `unavailable` when the store is down."""
+        try:
+            return await self.store.counts(prefix)
+        except StoreDown as down:
+            raise unavailable(down) from down
+
+    def _committed(self, committed: Committed) -> None:
+        """Broad `except`, one of the four: an observer that fails is logged and passed over."""
+        for observer in self._observers:
+            try:
+                observer(committed)
+            except Exception:
+                log.exception("an observer failed")
+        rows = (*committed.changes.new, *committed.changes.put)
+        if rows:
+            self.waiting.committed(rows)
+            soonest = min((row.due_at for row in rows if row.agenda is not None), default=None)
+            if soonest is not None:
+                self.loops[0].nudge(soonest)
+
+    async def _sweep(self) -> int | None:
+        """One look at everything that is due; when the next is."""
+        commands: list[Command] = [SweepJobs(agenda, self.clock.jitter()) for agenda in JOB_AGENDAS]
+        outcomes = await self.execute_many([*commands, SweepNodes()])
+        swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
+        for node_id in (node_id for one in swept for node_id in one.dead):
+            await self._reap(node_id)
+        return min((one.next_at for one in swept if one.next_at is not None), default=None)
+
+    async def _reap(self, node_id: str) -> None:
+        after: str | None = None
+        while True:
+            page = await self.page("job", ("running", None, None, None, node_id), after)
+            if page.rows:
+                await self.execute(ReapNode(node_id, tuple(row.id for row in page.rows)))
+            if page.next is None:
+                return
+            after = page.next
+
+    async def _clamp_leases(self) -> None:
+        """Design rule 12: what was persisted by another wall clock is clamped when it is read back."""
+        after: str | None = None
+        now = self.clock.now()
+        while True:
+            page = await self.page("job", ("running",), after, 1000)
+            wrong = [job.id for job in map(job_of, page.rows) if job.lease_until > now + job.lease_ms]
+            if wrong:
+                self.committer.add(Item([ClampLeases(tuple(wrong))], HUB, None))
+            if page.next is None:
+                return
+            after = page.next
+
+
+WORTH_WAITING = ("no_job", "inflight_limit")
+"""Reasons that a long poll waits on; any other is told at once."""
+
+
+def unavailable(down: StoreDown) -> Refused:
+    """The refusal for a store that fails."""
+    return Refused(Code.UNAVAILABLE, f"the store cannot be read: {down}", retry_after_ms=2000)

@@ -1,0 +1,186 @@
+"""Logs: one JSON object a line, one file a plane; warnings also to stderr. Never a secret, never a payload.
+
+Loggers: `sheratan` (the engine, in both files), `sheratan.control` and `sheratan.data` with everything below them.
+aiohttp's servers are to be given `sheratan.control.http` and `sheratan.data.http`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from io import TextIOWrapper
+from pathlib import Path
+
+from sheratan_hub.clock import rfc3339
+from sheratan_hub.config import BadConfig, Settings
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request being served; every line written meanwhile carries it."""
+
+PLANES = ("control", "data")
+HTTP_LOGGERS = ("sheratan.control.http", "sheratan.data.http", "aiohttp.server")
+ROOTS = ("sheratan", "aiohttp", "asyncio")
+
+
+def setup(settings: Settings, data_dir: str | Path) -> Callable[[], None]:
+    """Write logs to `data_dir`/logs from now on, in the place of an earlier call's; returns what ends it.
+
+    Directories are made 0700 and files 0600. Raises `BadConfig` when they cannot be written.
+    """
+    _remove_handlers()
+    level = getattr(logging, settings.log.level.upper())
+    handlers = [*_plane_files(Path(data_dir)), _stderr()]
+    for name in ROOTS:
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        logger.setLevel(level if name == "sheratan" else max(level, logging.WARNING))
+        for handler in handlers:
+            logger.addHandler(handler)
+    for name in HTTP_LOGGERS:
+        logging.getLogger(name).setLevel(logging.DEBUG)  # aiohttp tells of a wrong method at DEBUG only
+        logging.getLogger(name).addFilter(HttpFilter(level))
+    return _remove_handlers
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line: `ts`, `level`, `logger`, `event`, then the fields of `extra={"data": {...}}`.
+
+    Fields cannot replace these four. Whatever is not printable ASCII is escaped, so a line stays a line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line = {
+            "ts": rfc3339(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        data = getattr(record, "data", {})
+        try:
+            text = json.dumps({**line, **data, **line}, default=str, allow_nan=False)
+        except (TypeError, ValueError):  # keys that are no texts, NaN, a circle
+            text = json.dumps({**line, "data": repr(data)})
+        return text.replace("\x7f", "\\u007f")
+
+
+class TextFormatter(logging.Formatter):
+    """A record for people: level, logger, message, and an exception's last line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        text = f"{record.levelname} {record.name}: {record.getMessage()}"
+        if record.exc_info and (error := record.exc_info[1]):
+            text += f" ({type(error).__name__}: {error})"
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+class PlaneFilter(logging.Filter):
+    """Lets through all but the other plane's records."""
+
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        self._other = logging.Filter(f"sheratan.{other}")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record belongs into this plane's file."""
+        return not self._other.filter(record)
+
+
+class HttpFilter(logging.Filter):
+    """Turns aiohttp's traceback about a request that is not HTTP into one line, and drops what is below the level.
+
+    The line says the kind of error only: aiohttp's text quotes the request, and a header may hold a token.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written; see the class."""
+        kind = record.exc_info[0] if record.exc_info else None
+        if kind is None or all(parent.__name__ != "HttpProcessingError" for parent in kind.__mro__):
+            return record.levelno >= max(self._level, logging.WARNING)
+        remote_addr = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "refused a request that is not valid HTTP", ()
+        record.exc_info = record.exc_text = None
+        record.data = {"remote_addr": remote_addr, "error": kind.__name__}
+        return record.levelno >= self._level
+
+
+class PlaneFile(logging.handlers.WatchedFileHandler):
+    """A log file readable by its owner only, opened again when it was moved away or removed."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)
+        return os.fdopen(descriptor, "a", encoding="ascii", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; a file that cannot be opened again is reported, not raised to the one who logs."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say in one line on stderr that a record was lost."""
+        sys.stderr.write(f"ERROR cannot write {self.baseFilename}: {sys.exc_info()[1]}\n")
+
+
+def _plane_files(data_dir: Path) -> list[logging.Handler]:
+    """The handlers of both planes' files."""
+    directory = data_dir / "logs"
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.chmod(0o700)
+        return [_plane_file(directory, plane, other) for plane, other in (PLANES, PLANES[::-1])]
+    except OSError as error:
+        raise BadConfig(f"hub.data_dir: logs cannot be written to {directory}: {error.strerror}.") from error
+
+
+def _plane_file(directory: Path, plane: str, other: str) -> logging.Handler:
+    handler = PlaneFile(directory / f"hub_{plane}.jsonl")
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(PlaneFilter(other))
+    return handler
+
+
+def _stderr() -> logging.Handler:
+    handler = StderrHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(TextFormatter())
+    return handler
+
+
+class StderrHandler(logging.Handler):
+    """Short lines on stderr, for whoever started the process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; a closed stderr is nobody's concern."""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(self.format(record) + "\n")
+
+
+def _remove_handlers() -> None:
+    """Take away and close what an earlier `setup` added."""
+    for name in (*ROOTS, *HTTP_LOGGERS):
+        logger = logging.getLogger(name)
+        for handler in [handler for handler in logger.handlers if isinstance(handler, PlaneFile | StderrHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+        for old in [old for old in logger.filters if isinstance(old, HttpFilter)]:
+            logger.removeFilter(old)

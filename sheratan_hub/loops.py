@@ -1,0 +1,50 @@
+"""Background work: a loop runs its step, sleeps until the next is due, and never ends silently."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sheratan_hub.clock import Clock
+
+log = logging.getLogger("sheratan.loops")
+
+Step = Callable[[], Awaitable[int | None]]
+"""Does what is due; returns when it wants to run again (ms since 1970), or None."""
+
+
+class Loop:
+    """Runs `step` when it is due: at the time it asked for, when nudged, and at least every `at_least_ms`."""
+
+    def __init__(self, name: str, step: Step, clock: Clock, at_least_ms: int = 1000) -> None:
+        self.name = name
+        self.errors = 0
+        self._step, self._clock, self._at_least_ms = step, clock, at_least_ms
+        self._nudged = asyncio.Event()
+        self._next_at = 0
+
+    def nudge(self, at: int) -> None:
+        """Something is due at this time (ms): run then, if it is sooner than planned."""
+        if at < self._next_at:
+            self._next_at = at
+            self._nudged.set()
+
+    async def run(self) -> None:
+        """Run until cancelled. Broad `except`, one of the four: a failed step is logged, counted and tried again."""
+        while True:
+            asked: int | None = None
+            self._next_at = self._clock.now() + self._at_least_ms
+            try:
+                asked = await self._step()
+            except Exception:
+                self.errors += 1
+                log.exception("loop %s failed", self.name)
+            if asked is not None:
+                self._next_at = min(self._next_at, asked)
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        while (left := self._next_at - self._clock.now()) > 0:
+            self._nudged.clear()
+            await self._clock.wait(self._nudged.wait(), left)

@@ -1,0 +1,153 @@
+"""Counts what is committed, by batch; renders it for Prometheus and as the fleet's JSON."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from sheratan_hub import __version__
+from sheratan_hub.clock import Clock
+from sheratan_hub.commit import Committed
+
+NODE_STATES = ("ONLINE", "STALE", "DEAD")
+JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+
+
+class Minute:
+    """How often each name was counted in the last 60 seconds, to the second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._slots: list[tuple[int, Tally[str]]] = [(-1, Tally()) for _ in range(60)]
+
+    def add(self, name: str, n: int = 1) -> None:
+        """Count `n` more of `name` now."""
+        second = self._clock.now() // 1000
+        at, tally = self._slots[second % 60]
+        if at != second:
+            tally = Tally()
+            self._slots[second % 60] = (second, tally)
+        tally[name] += n
+
+    def totals(self) -> Tally[str]:
+        """All names with their counts of the last minute."""
+        since = self._clock.now() // 1000 - 60
+        out: Tally[str] = Tally()
+        for at, tally in self._slots:
+            if at > since:
+                out += tally
+        return out
+
+
+class Metrics:
+    """One registry for the process; every metric's name begins with `sheratan_`."""
+
+    def __init__(self, clock: Clock) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.minute = Minute(clock)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        self._events = self._counter("sheratan_events", "Things that happened, by event.", "event")
+        self._refusals = self._counter("sheratan_refusals", "Requests refused, by code.", "code")
+        self._requests = self._counter(
+            "sheratan_http_requests", "Requests answered, by plane, route and status.", "plane", "route", "status"
+        )
+        self._commands = self._counter("sheratan_commands", "Commands committed.")
+        self._batches = Histogram(
+            "sheratan_commit_batch_commands",
+            "Commands that shared one transaction.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=self.registry,
+        )
+        self._jobs = self._gauge("sheratan_jobs", "Jobs in the store, by status.", "status")
+        self._nodes = self._gauge("sheratan_nodes", "Nodes, by state.", "state")
+        self._keys = self._gauge("sheratan_idempotency_keys", "Idempotency keys in the store.")
+        self._polls = self._gauge("sheratan_long_polls", "Requests that wait for work or for a job's end.")
+        self._waiting = self._gauge("sheratan_commands_waiting", "Commands waiting for a transaction.")
+        build = self._gauge("sheratan_build_info", "The running version.", "version")
+        build.labels(__version__).set(1)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def committed(self, committed: Committed) -> None:
+        """The observer: one addition for each kind of event in the batch, however many jobs it held."""
+        tally = Tally(event.event for happened in committed.happened for event in happened.events)
+        for name, n in tally.items():
+            if name.startswith("refused."):
+                self._refusals.labels(name.removeprefix("refused.")).inc(n)
+            else:
+                self._events.labels(name).inc(n)
+            self.minute.add(name, n)
+        if committed.commands:
+            self._commands.inc(committed.commands)
+            self._batches.observe(committed.commands)
+        reaped = sum(_reaped(event) for happened in committed.happened for event in happened.events)
+        if reaped:
+            self.minute.add("lease_reap", reaped)
+
+    def answered(self, plane: str, route: str, status: int) -> None:
+        """Count one answered request. `route` is the table's path, never the client's."""
+        self._requests.labels(plane, route, str(status)).inc()
+
+    def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int) -> None:
+        """Take the kept counters before a scrape."""
+        for status in JOB_STATUSES:
+            self._jobs.labels(status).set(counts.get(f"job:{status}", 0))
+        for state in NODE_STATES:
+            self._nodes.labels(state).set(counts.get(f"node:{state}", 0))
+        self._keys.set(counts.get("key", 0))
+        self._polls.set(polls)
+        self._waiting.set(waiting)
+
+    def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """The fleet's JSON of the control plane."""
+        minute = self.minute.totals()
+        invalid, missing = minute["refused.invalid_token"], minute["refused.missing_token"]
+        return {
+            "nodes_online": counts.get("node:ONLINE", 0),
+            "nodes_stale": counts.get("node:STALE", 0),
+            "nodes_dead": counts.get("node:DEAD", 0),
+            "auth_fail_rate_1m": invalid + missing,
+            "port_mismatch_rate_1m": minute["refused.port_mismatch"],
+            "auth_success_active_1m": minute["auth.active"],
+            "auth_failure": {"invalid_1m": invalid},
+        }
+
+    def data_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """The fleet's JSON of the data plane."""
+        minute = self.minute.totals()
+        return {
+            "queue_depth": counts.get("job:pending", 0),
+            "inflight_jobs": counts.get("job:running", 0),
+            "retry_rate_1m": minute["job.retry"] + minute["job.lost"],
+            "queue_drop_1m": minute["refused.queue_full"],
+            "inflight_saturated_1m": minute["pull.saturated"],
+            "retry_scheduled_1m": minute["job.retry"],
+            "lease_reap_1m": minute["lease_reap"],
+            "dlq_size": counts.get("job:failed", 0),
+            "idempotent_hits_1m": minute["key.hit"],
+            "idempotent_collisions_1m": minute["refused.idempotency_key_collision"],
+            "idempotency_store_size": counts.get("key", 0),
+            "integrity": {"ok_1m": minute["integrity.ok"], "fail_1m": minute["refused.result_integrity_fail"]},
+        }
+
+
+def _reaped(event: Any) -> bool:
+    return event.actor == "hub" and event.event.startswith("job.") and "attempt" in event.meta

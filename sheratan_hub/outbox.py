@@ -1,0 +1,80 @@
+"""Finished results on their way to the hub: gathered while the last batch is in flight, kept until it took them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import msgspec
+
+from sheratan_hub.answers import Accepted, Refusal, Report
+from sheratan_hub.canonical import NULL
+from sheratan_hub.client import HubClient
+from sheratan_hub.clock import Clock
+from sheratan_hub.contact import Contact
+from sheratan_hub.handlers import failure
+
+BATCH = 500
+LATER = frozenset({429, 500, 503})
+UNFIT = frozenset({400, 413, 422})
+PURPOSE = "results"
+
+
+class Outbox:
+    """The results of one node that the hub has not yet taken."""
+
+    def __init__(self, hub: HubClient, contact: Contact, clock: Clock, say: Callable[[str], None]) -> None:
+        self._hub = hub
+        self._contact = contact
+        self._clock = clock
+        self._say = say
+        self._reports: dict[str, Report] = {}
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def put(self, report: Report) -> None:
+        """Have this sent."""
+        self._reports[report.lease_id] = report
+        self._emptied.clear()
+        self._filled.set()
+
+    async def flush(self, ms: float) -> None:
+        """Wait until everything is sent, at most `ms`."""
+        await self._clock.wait(self._emptied.wait(), ms)
+
+    async def send_all(self) -> None:
+        """Send what comes, until cancelled."""
+        while True:
+            await self._filled.wait()
+            batch = list(islice(self._reports.values(), BATCH))
+            outcomes = await self._contact.reach(PURPOSE, self._hub.results(batch))
+            again = outcomes is None or self._settle(batch, outcomes)
+            if again:
+                await self._clock.sleep(max(250.0, self._contact.pause_ms(PURPOSE)))
+            if not self._reports:
+                self._filled.clear()
+                self._emptied.set()
+
+    def _settle(self, batch: Sequence[Report], outcomes: Sequence[Accepted | Refusal]) -> bool:
+        """Forget what the hub took or will never take; whether something is to be sent again later."""
+        again = False
+        for report, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Refusal) and outcome.status in LATER:
+                again = True
+                continue
+            del self._reports[report.lease_id]
+            if isinstance(outcome, Refusal):
+                self._refused(report, outcome)
+        return again
+
+    def _refused(self, report: Report, no: Refusal) -> None:
+        """A result that can't be taken as it is becomes a failure that says so; for others there is nobody left."""
+        self._say(f"the hub refused the result of job {report.job_id}: {no.detail} ({no.status} {no.code})")
+        if report.ok and no.status in UNFIT and no.code != "result_integrity_fail":
+            unfit = failure("ResultRefused", f"{no.detail} ({no.code})", retry=False)
+            self.put(msgspec.structs.replace(report, ok=False, result=NULL, error=unfit.error, retry=False))

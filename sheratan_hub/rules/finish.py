@@ -1,0 +1,278 @@
+"""What the holder of a lease may say: result, extend, release; and cancelling (design rules 1-3, 14).
+
+Every verb carries the `lease_id`, which is compared in the same transaction, and can be repeated blindly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+from sheratan_hub.canonical import NULL, Raw
+from sheratan_hub.rules.command import Code, Decision, Refused, Scene, View
+from sheratan_hub.rules.jobs import Closed, Job, found, job_event, job_key
+from sheratan_hub.rules.nodes import node_of
+from sheratan_hub.rules.retry import after_failure, end
+from sheratan_hub.storage import Row, Wants
+
+CLOSED_KEPT = 8
+"""How many ended leases of a job are remembered, so that a repeat gets its answer again."""
+
+EXTEND_MAX_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a result made of its job. `retry_in_ms` is set when it will be tried again."""
+
+    job_id: str
+    status: str
+    late: bool = False
+    retry_in_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A delivery's result: done (`ok`, with `result`) or failed (with `error`); both are JSON texts.
+
+    Without `lease_id` (the fleet's old route) it counts for the job's current lease; then a `node_id`, if
+    given, must be its holder. `jitter` is from 0 up to 1.
+    """
+
+    job_id: str
+    ok: bool
+    lease_id: str | None = None
+    node_id: str | None = None
+    result: bytes = b"null"
+    error: bytes = b"null"
+    retry: bool = True
+    retry_after_ms: int | None = None
+    jitter: float = 0.0
+
+    def wants(self, scene: Scene) -> Wants:
+        """The job."""
+        return Wants(keys={job_key(self.job_id)})
+
+    def decide(self, view: View) -> Decision:
+        """Refused: `job_not_found`, `not_leased`, `not_holder`, `lease_superseded`, `result_conflict`."""
+        job = found(view, self.job_id)
+        lease_id = self.lease_id or self._current_lease(job)
+        digest = self._digest()
+        closed = job.closing(lease_id)
+        if closed is not None:
+            return self._again(closed, digest)
+        held(job, lease_id)
+        happened, done = self._outcome(job, view)
+        late = job.status == "pending"
+        delay = done.not_before - view.now if happened == "retry" else 0
+        answer = Finished(job.id, done.status, late, delay)
+        done = close(done, Closed(lease_id or "", digest, done.status, late, delay))
+        actor = job.node_id or "client"
+        reason = done.reason or (error_type(self.error) if happened == "retry" else None)
+        event = job_event(done, happened, view.now, actor, attempt=job.attempt, late=late or None, reason=reason)
+        event = msgspec.structs.replace(event, artifact_path=_artifact_path(self.result))
+        return Decision(answer, put=(done.row,), events=(event,))
+
+    def _current_lease(self, job: Job) -> str | None:
+        if self.node_id is not None and job.node_id not in (None, self.node_id):
+            raise Refused(
+                Code.NOT_HOLDER,
+                f"job {job.id} is held by another node than {self.node_id}",
+                reason="not_holder",
+            )
+        return job.lease_id
+
+    def _again(self, closed: Closed, digest: str) -> Decision:
+        if closed.digest != digest:
+            raise Refused(
+                Code.RESULT_CONFLICT,
+                f"the lease of job {self.job_id} was already ended with another result; the first stands",
+            )
+        return Decision(Finished(self.job_id, closed.status, closed.late, closed.retry_in_ms))
+
+    def _outcome(self, job: Job, view: View) -> tuple[str, Job]:
+        if self.ok:
+            return "completed", end(job, "completed", view.now, result=Raw(self.result), error=NULL)
+        return after_failure(
+            job,
+            view.now,
+            view.scene.limits,
+            Raw(self.error),
+            self.jitter,
+            retry=self.retry,
+            retry_after_ms=self.retry_after_ms,
+        )
+
+    def _digest(self) -> str:
+        text = b"%d %b %b" % (self.ok, self.result, self.error)
+        return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The lease as extended: how long it lasts from now (ms), and whether the job should be stopped."""
+
+    job_id: str
+    lease_ms: int
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Let the lease end `lease_ms` from now (None: the configured time). The attempt's timeout does not move."""
+
+    job_id: str
+    lease_id: str
+    lease_ms: int | None = None
+
+    def wants(self, scene: Scene) -> Wants:
+        """The job."""
+        return Wants(keys={job_key(self.job_id)})
+
+    def decide(self, view: View) -> Decision:
+        """Refused: `job_not_found`, `lease_superseded`, `lease_expired`, `not_leased`."""
+        job = found(view, self.job_id)
+        held(job, self.lease_id)
+        if job.status != "running":
+            raise Refused(
+                Code.LEASE_EXPIRED,
+                f"the lease of job {job.id} has run out; a result is still taken while nobody else has the job",
+            )
+        lease_ms = min(self.lease_ms or view.scene.limits.lease_ms, EXTEND_MAX_MS)
+        longer = job.with_(lease_until=view.now + lease_ms)
+        left = longer.row.due_at - view.now
+        return Decision(Extended(job.id, left, bool(job.cancel_at)), put=(longer.row,))
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the job back at no cost, to its old place in the line.
+
+    `sending` is for the hub itself, when an answer could not be written: refused if it was sent again since.
+    """
+
+    job_id: str
+    lease_id: str
+    sending: int | None = None
+
+    def wants(self, scene: Scene) -> Wants:
+        """The job."""
+        return Wants(keys={job_key(self.job_id)})
+
+    def decide(self, view: View) -> Decision:
+        """Refused: `job_not_found`, `lease_superseded`, `result_conflict`, `not_leased`."""
+        job = found(view, self.job_id)
+        closed = job.closing(self.lease_id)
+        if closed is not None and closed.digest == "released":
+            return Decision(Finished(job.id, closed.status))
+        if closed is not None:
+            raise Refused(Code.RESULT_CONFLICT, f"the lease of job {job.id} was already ended with a result")
+        held(job, self.lease_id)
+        if self.sending is not None and self.sending != job.sending:
+            raise Refused(Code.LEASE_SUPERSEDED, f"the lease of job {job.id} was sent again since")
+        if job.status != "running":
+            return Decision(Finished(job.id, job.status))
+        return self._give_back(job, view)
+
+    def _give_back(self, job: Job, view: View) -> Decision:
+        if job.cancel_at:
+            happened, back = "cancelled", end(job, "cancelled", view.now, "CANCELLED")
+        else:
+            happened, back = "released", job.after("released", lease_id=None)
+        back = close(back, Closed(self.lease_id, "released", back.status))
+        actor = "hub" if self.sending is not None else job.node_id or "client"
+        event = job_event(back, happened, view.now, actor, attempt=job.attempt)
+        return Decision(Finished(job.id, back.status), put=(back.row,), events=(event,))
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job after a cancel: cancelled, or still running with the request on it."""
+
+    job_id: str
+    status: str
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancel a waiting job at once; ask a running one to stop, and fence it after the grace."""
+
+    job_id: str
+
+    def wants(self, scene: Scene) -> Wants:
+        """The job."""
+        return Wants(keys={job_key(self.job_id)})
+
+    def decide(self, view: View) -> Decision:
+        """Refused: `job_not_found`, `already_finished`. A repeat gets the same answer."""
+        job = found(view, self.job_id)
+        if job.status == "pending":
+            done = end(job, "cancelled", view.now, "CANCELLED")
+            event = job_event(done, "cancelled", view.now, "client", reason="CANCELLED")
+            return Decision(Cancelled(job.id, "cancelled", False), put=(done.row,), events=(event,))
+        if job.status == "cancelled":
+            return Decision(Cancelled(job.id, "cancelled", False))
+        if job.finished:
+            raise Refused(Code.ALREADY_FINISHED, f"job {job.id} is {job.status} already")
+        if job.cancel_at:
+            return Decision(Cancelled(job.id, "running", True))
+        asked = job.with_(cancel_at=view.now + view.scene.limits.cancel_grace_ms)
+        event = job_event(asked, "cancel_requested", view.now, "client")
+        put = (asked.row, *_told(view, job))
+        return Decision(Cancelled(job.id, "running", True), put=put, events=(event,))
+
+
+def held(job: Job, lease_id: str | None) -> None:
+    """The fence. Refused unless this is the last lease of an unfinished job."""
+    if lease_id is None:
+        raise Refused(Code.NOT_LEASED, f"job {job.id} is {job.status} and held by nobody")
+    if job.finished:
+        raise Refused(Code.LEASE_SUPERSEDED, f"job {job.id} is {job.status}; this lease has ended")
+    if job.lease_id != lease_id:
+        raise Refused(
+            Code.LEASE_SUPERSEDED,
+            f"this lease of job {job.id} has ended; delivery {job.attempt} is the last one",
+        )
+
+
+def close(job: Job, closed: Closed) -> Job:
+    """The job with one more ended lease on record."""
+    return job.with_(closed=(*job.closed, closed)[-CLOSED_KEPT:])
+
+
+def error_type(error: bytes) -> str | None:
+    """The `type` of an error object, at most 100 characters."""
+    try:
+        return msgspec.json.decode(error, type=_ErrorBody).type[:100] or None
+    except msgspec.DecodeError:
+        return None
+
+
+def _told(view: View, job: Job) -> tuple[Row, ...]:
+    """The holder's row with this job on the list that its next heartbeat is answered with."""
+    row = view.row("node", job.node_id) if job.node_id else None
+    if row is None:
+        return ()
+    node = node_of(row)
+    told = msgspec.structs.replace(node, cancel=(*node.cancel, job.id)[-1000:])
+    return (told.row(row.due_at if row.agenda else None),)
+
+
+class _ErrorBody(msgspec.Struct):
+    type: str = ""
+
+
+class _ResultBody(msgspec.Struct):
+    artifact_path: str | None = None
+
+
+def _artifact_path(result: bytes) -> str | None:
+    if b'"artifact_path"' not in result:
+        return None
+    try:
+        return msgspec.json.decode(result, type=_ResultBody).artifact_path
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,183 @@
+"""The job: its states and legal transitions, its document, the row it is kept as, its events."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from sheratan_hub.canonical import NULL, Raw
+from sheratan_hub.rules.command import Code, Event, Refused, View
+from sheratan_hub.rules.lanes import lane_name
+from sheratan_hub.storage import Key, Row
+
+Status = Literal["pending", "running", "completed", "failed", "cancelled"]
+
+# (status, what happened) -> status. Nothing else is legal; h11's state table is the model.
+TRANSITIONS: dict[tuple[str, str], Status] = {
+    ("pending", "leased"): "running",
+    ("pending", "completed"): "completed",  # late: the lease ran out, but nobody else has had it since
+    ("pending", "failed"): "failed",  # late as above, no retry left
+    ("pending", "retry"): "pending",  # late as above, a retry is left
+    ("pending", "expired"): "failed",
+    ("pending", "cancelled"): "cancelled",
+    ("pending", "due"): "pending",  # its time has come: it may be claimed now
+    ("running", "completed"): "completed",
+    ("running", "failed"): "failed",
+    ("running", "retry"): "pending",
+    ("running", "lost"): "pending",
+    ("running", "released"): "pending",
+    ("running", "cancelled"): "cancelled",
+}
+FINISHED = frozenset({"completed", "failed", "cancelled"})
+
+REASONS = (
+    "RETRIES_EXHAUSTED",
+    "POISON",
+    "EXPIRED",
+    "NOT_RETRYABLE",
+    "LOST",
+    "CANCELLED",
+)
+"""Why a job failed or was cancelled: every `reason` that a job can carry."""
+
+APART_BYTES = 2048
+"""Params above this live in a row of their own, or every transition would write them again."""
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True):
+    """How a delivery ended: its lease, a digest of what was said, the status and delay that were answered."""
+
+    lease_id: str
+    digest: str
+    status: str
+    late: bool = False
+    retry_in_ms: int = 0
+
+
+class Job(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job's document. Times in ms since 1970, durations in ms. `params`, `result`, `error` are JSON texts."""
+
+    id: str
+    kind: str
+    created_at: int
+    ready_at: int
+    params: Raw = NULL
+    params_apart: bool = False
+    status: Status = "pending"
+    priority: int = 2
+    source: str = ""
+    mission_id: str | None = None
+    task_id: str | None = None
+    needs: tuple[str, ...] = ()
+    timeout_ms: int = 300_000
+    max_retries: int = 3
+    backoff: Literal["exponential", "linear"] = "exponential"
+    at_most_once: bool = False
+    not_before: int = 0
+    expires_at: int = 0
+    waiting: bool = False
+    attempt: int = 0
+    failures: int = 0
+    losses: int = 0
+    lost_on: tuple[str, ...] = ()
+    node_id: str | None = None
+    zone: str | None = None
+    lease_id: str | None = None
+    lease_ms: int = 0
+    lease_until: int = 0
+    sending: int = 0
+    started_at: int = 0
+    cancel_at: int = 0
+    finished_at: int = 0
+    reason: str | None = None
+    result: Raw = NULL
+    error: Raw = NULL
+    late_results: int = 0
+    closed: tuple[Closed, ...] = ()
+    traceparent: str | None = None
+    key: str | None = None
+
+    def after(self, happened: str, **changes: Any) -> Job:
+        """This job after a transition of the table, with other fields changed as given."""
+        status = TRANSITIONS[self.status, happened]
+        return msgspec.structs.replace(self, status=status, **changes)
+
+    def with_(self, **changes: Any) -> Job:
+        """This job with fields changed, in the same state."""
+        return msgspec.structs.replace(self, **changes)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has reached a state that never changes."""
+        return self.status in FINISHED
+
+    @property
+    def times_out_at(self) -> int:
+        """When the running attempt has used up `timeout_ms`, whatever was extended."""
+        return self.started_at + self.timeout_ms
+
+    def closing(self, lease_id: str | None) -> Closed | None:
+        """How this lease ended, if the worker ended it."""
+        return next((one for one in self.closed if one.lease_id == lease_id), None)
+
+    @property
+    def row(self) -> Row:
+        """The row it is kept as."""
+        agenda, due_at = self._next_look()
+        claimable = self.status == "pending" and not self.waiting
+        return Row(
+            "job",
+            self.id,
+            _encode(self),
+            (self.status, self.kind, self.source or None, self.mission_id, self.node_id),
+            lane_name(self.priority, self.kind, self.source, self.needs) if claimable else None,
+            self.ready_at,
+            agenda,
+            due_at,
+        )
+
+    def _next_look(self) -> tuple[str | None, int]:
+        if self.status == "running":
+            ends = min(self.lease_until, self.times_out_at)
+            return "lease", min(ends, self.cancel_at) if self.cancel_at else ends
+        if self.status != "pending":
+            return None, 0
+        if self.waiting:
+            return "wait", min(self.not_before, self.expires_at) if self.expires_at else self.not_before
+        return ("expire", self.expires_at) if self.expires_at else (None, 0)
+
+
+def job_of(row: Row) -> Job:
+    """The job kept in a row."""
+    return _decode(row.doc)
+
+
+def job_key(job_id: str) -> Key:
+    """The row key of a job."""
+    return Key("job", job_id)
+
+
+def found(view: View, job_id: str) -> Job:
+    """The job, locked for change. Refused with `job_not_found` when there is none."""
+    row = view.row("job", job_id)
+    if row is None:
+        raise Refused(Code.JOB_NOT_FOUND, f"there is no job {job_id}")
+    return job_of(row)
+
+
+def job_event(job: Job, event: str, now: int, actor: str, **meta: Any) -> Event:
+    """A transition of a job, as the ledger tells it. `meta` leaves out what is None."""
+    return Event(
+        ts=now,
+        event=f"job.{event}",
+        actor=actor,
+        job_id=job.id,
+        trace_id=job.traceparent.split("-")[1] if job.traceparent else None,
+        zone=job.zone,
+        meta={name: value for name, value in meta.items() if value is not None},
+    )
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Job).decode

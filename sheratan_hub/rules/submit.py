@@ -1,0 +1,157 @@
+"""Submitting a job: depth limit, idempotency key, the new job (design rules 8 and 9)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from sheratan_hub.canonical import NULL, Raw
+from sheratan_hub.rules.command import Code, Decision, Event, Limits, Refused, Scene, View
+from sheratan_hub.rules.jobs import APART_BYTES, Job, job_event, job_of
+from sheratan_hub.storage import Key, Row, Wants
+
+
+class KeyDoc(msgspec.Struct, frozen=True, array_like=True):
+    """What an idempotency key is bound to: a job, and the digest of the payload it came with."""
+
+    job_id: str
+    payload_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The job that a submit made, or that its key already named (`dedup`)."""
+
+    job: Job
+    dedup: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Make a job, or find the one that the idempotency key already names.
+
+    `params` is a JSON text; `payload_sha256` is needed with a `key`. A delay or expiry counts from now, in ms.
+    `not_before` is ms since 1970. None for `max_retries` means the configured default.
+    """
+
+    job_id: str
+    kind: str
+    params: bytes = b"null"
+    key: str | None = None
+    payload_sha256: str = ""
+    source: str = ""
+    mission_id: str | None = None
+    task_id: str | None = None
+    priority: int = 2
+    timeout_ms: int = 300_000
+    max_retries: int | None = None
+    backoff: Literal["exponential", "linear"] = "exponential"
+    needs: tuple[str, ...] = ()
+    not_before: int = 0
+    delay_ms: int = 0
+    expires_in_ms: int = 0
+    at_most_once: bool = False
+    traceparent: str | None = None
+
+    def wants(self, scene: Scene) -> Wants:
+        """The depth, and the key's row."""
+        keys = {Key("key", key_id(self.key))} if self.key is not None else set()
+        return Wants(keys=keys, counts={"job:pending"})
+
+    def decide(self, view: View) -> Decision:
+        """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`."""
+        if self.key is None:
+            return self._make(view)
+        held = view.row("key", key_id(self.key))
+        known = _known(view, held)
+        if known is None:
+            return self._make(view, KeyDoc(self.job_id, self.payload_sha256), held)
+        job, doc = known
+        if doc.payload_sha256 != self.payload_sha256:
+            raise Refused(
+                Code.IDEMPOTENCY_KEY_COLLISION,
+                f"this idempotency key already belongs to job {job.id}, which has another payload",
+                reason=f"key {self.key[:8]}",
+            )
+        note = Event(view.now, "key.hit", "client", job.id, meta={"key": self.key[:8]})
+        return Decision(Submitted(job, dedup=True), notes=(note,))
+
+    def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
+        refuse_when_full(view)
+        job = self._job(view.now, view.scene.limits)
+        new = [job.row]
+        if job.params_apart:
+            new.append(Row("params", job.id, self.params))
+        put: tuple[Row, ...] = ()
+        if doc is not None and self.key is not None:
+            row = Row("key", key_id(self.key), _encode(doc))
+            put = (row,) if held is not None else ()
+            new += [row] if held is None else []
+        actor = job.source or "client"
+        event = job_event(job, "submitted", view.now, actor, kind=job.kind, mission_id=job.mission_id)
+        return Decision(Submitted(job, dedup=False), new=tuple(new), put=put, events=(event,))
+
+    def _job(self, now: int, limits: Limits) -> Job:
+        start = max(self.not_before, now + self.delay_ms)
+        expires_ms = self.expires_in_ms or limits.item_ttl_ms
+        apart = len(self.params) > APART_BYTES
+        return Job(
+            id=self.job_id,
+            kind=self.kind,
+            created_at=now,
+            ready_at=start,
+            params=NULL if apart else Raw(self.params),
+            params_apart=apart,
+            priority=self.priority,
+            source=self.source,
+            mission_id=self.mission_id,
+            task_id=self.task_id,
+            needs=self.needs,
+            timeout_ms=self.timeout_ms,
+            max_retries=limits.max_retries if self.max_retries is None else self.max_retries,
+            backoff=self.backoff,
+            at_most_once=self.at_most_once,
+            not_before=start if start > now else 0,
+            expires_at=now + expires_ms if expires_ms else 0,
+            waiting=start > now,
+            traceparent=self.traceparent,
+            key=key_id(self.key) if self.key is not None else None,
+        )
+
+
+def refuse_when_full(view: View) -> None:
+    """Refused with `queue_full` when the jobs that nobody holds have reached the configured depth."""
+    limit = view.scene.limits.max_depth
+    if view.count("job:pending") >= limit:
+        raise Refused(
+            Code.QUEUE_FULL,
+            f"the queue holds {limit} waiting jobs, which is its limit; try again later",
+            reason="max_queue_depth",
+            retry_after_ms=1000,
+        )
+
+
+def _known(view: View, held: Row | None) -> tuple[Job, KeyDoc] | None:
+    """The job that a key still names: while it lives, and for the key's time after its end."""
+    if held is None:
+        return None
+    doc = _decode(held.doc)
+    row = view.row("job", doc.job_id)
+    if row is None:
+        return None
+    job = job_of(row)
+    if job.finished and job.finished_at + view.scene.limits.key_ttl_ms <= view.now:
+        return None
+    return job, doc
+
+
+def key_id(key: str) -> str:
+    """The row id of an idempotency key: a digest, so that any length fits and the key itself is not kept."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(KeyDoc).decode

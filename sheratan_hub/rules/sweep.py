@@ -1,0 +1,127 @@
+"""What time does to jobs: leases, timeouts and waiting end, jobs expire; a dead node's leases (rules 4, 5, 12)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sheratan_hub.canonical import Raw
+from sheratan_hub.rules.command import Decision, Event, Scene, View, due_wants
+from sheratan_hub.rules.jobs import Job, job_event, job_key, job_of
+from sheratan_hub.rules.nodes import Swept
+from sheratan_hub.rules.retry import after_failure, after_loss, end
+from sheratan_hub.storage import Row, Wants
+
+LOOK_AHEAD_MS = 1000
+"""A sweep also loads what is due this soon, so that it knows when the next one must run."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepJobs:
+    """Act on the jobs of one agenda that are due: `"lease"`, `"wait"` or `"expire"`. `jitter` is from 0 up to 1."""
+
+    agenda: str
+    jitter: float = 0.0
+    limit: int = 500
+
+    def wants(self, scene: Scene) -> Wants:
+        """What is due by now or soon."""
+        return due_wants(self.agenda, scene.now + LOOK_AHEAD_MS, self.limit)
+
+    def decide(self, view: View) -> Decision:
+        """The jobs changed, with their events; the answer is `Swept`."""
+        put: list[Row] = []
+        events: list[Event] = []
+        next_at: int | None = None
+        for place, row in enumerate(view.due(self.agenda)):
+            job = job_of(row)
+            at = _acts_at(job, row.due_at, view.scene)
+            if at > view.now:
+                next_at = at if next_at is None else min(next_at, at)
+                continue
+            changed, happened, meta = _act(self.agenda, job, view, (self.jitter + place * 0.618) % 1)
+            put.append(changed.row)
+            if happened != "due":
+                events.append(job_event(changed, happened, view.now, "hub", **meta))
+        full = len(put) >= self.limit
+        return Decision(Swept(len(put), view.now if full else next_at), put=tuple(put), events=tuple(events))
+
+
+@dataclass(frozen=True, slots=True)
+class ReapNode:
+    """The leases of a dead node end now, as losses. `job_ids` are those that were seen to be its own."""
+
+    node_id: str
+    job_ids: tuple[str, ...]
+
+    def wants(self, scene: Scene) -> Wants:
+        """The jobs."""
+        return Wants(keys={job_key(id) for id in self.job_ids})
+
+    def decide(self, view: View) -> Decision:
+        """The answer is how many leases ended."""
+        rows = [view.row("job", id) for id in self.job_ids]
+        jobs = [job_of(row) for row in rows if row is not None]
+        put, events = [], []
+        for job in jobs:
+            if job.status == "running" and job.node_id == self.node_id:
+                happened, lost = after_loss(job, view.now, view.scene.limits)
+                put.append(lost.row)
+                events.append(job_event(lost, happened, view.now, "hub", **_loss(job, lost, "node_dead")))
+        return Decision(len(put), put=tuple(put), events=tuple(events))
+
+
+@dataclass(frozen=True, slots=True)
+class ClampLeases:
+    """After a start: no lease lasts longer than its full time from now, even if the wall clock went back."""
+
+    job_ids: tuple[str, ...]
+
+    def wants(self, scene: Scene) -> Wants:
+        """The jobs."""
+        return Wants(keys={job_key(id) for id in self.job_ids})
+
+    def decide(self, view: View) -> Decision:
+        """The answer is how many were clamped."""
+        rows = [view.row("job", id) for id in self.job_ids]
+        put = []
+        for job in (job_of(row) for row in rows if row is not None):
+            until = view.now + job.lease_ms
+            if job.status == "running" and (job.lease_until > until or job.started_at > view.now):
+                clamped = job.with_(lease_until=min(job.lease_until, until), started_at=min(job.started_at, view.now))
+                put.append(clamped.row)
+        return Decision(len(put), put=tuple(put))
+
+
+def _acts_at(job: Job, due_at: int, scene: Scene) -> int:
+    """When the row's time has truly come: after a start, no lease ends within the restart grace (rule 12)."""
+    if job.status != "running":
+        return due_at
+    grace = min(job.lease_ms, scene.limits.restart_grace_ms)
+    return max(due_at, scene.started_at + grace)
+
+
+def _act(agenda: str, job: Job, view: View, jitter: float) -> tuple[Job, str, dict[str, Any]]:
+    """(the job after it, what happened, what to tell of it)."""
+    now = view.now
+    if agenda != "lease":
+        if job.expires_at and job.expires_at <= now:
+            return end(job, "expired", now, "EXPIRED", error=_EXPIRED), "failed", {"reason": "EXPIRED"}
+        return job.after("due", waiting=False), "due", {}
+    if job.cancel_at and job.cancel_at <= now:
+        return end(job, "cancelled", now, "CANCELLED"), "cancelled", {"reason": "CANCELLED"}
+    if job.times_out_at <= min(now, job.lease_until):
+        happened, after = after_failure(job, now, view.scene.limits, _TIMEOUT, jitter)
+        return after, happened, {"reason": after.reason or "Timeout", "attempt": job.attempt}
+    happened, after = after_loss(job, now, view.scene.limits)
+    return after, happened, _loss(job, after, "lease_expired")
+
+
+def _loss(job: Job, after: Job, cause: str) -> dict[str, Any]:
+    return {"reason": after.reason, "attempt": job.attempt, "node_id": job.node_id, "cause": cause}
+
+
+_EXPIRED = Raw(msgspec.json.encode({"type": "Expired", "message": "nobody took it before its time ran out"}))
+_TIMEOUT = Raw(msgspec.json.encode({"type": "Timeout", "message": "the attempt used up its timeout_seconds"}))

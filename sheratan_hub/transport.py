@@ -1,0 +1,214 @@
+"""One request to a hub, tried again until it is answered or patience runs out. aiohttp stops here.
+
+The hub fences every verb, so any of them may be repeated blindly after a lost or cut answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import aiohttp
+import msgspec
+import orjson
+from yarl import URL
+
+from sheratan_hub.clock import Clock
+
+Plane = Literal["control", "data"]
+T = TypeVar("T")
+
+TRY_AGAIN = frozenset({429, 502, 503, 504})
+CONNECT_SECONDS = 5.0
+
+
+class HubRefused(Exception):
+    """The hub said no. `code` is one of the stable codes of the wire contract (`http_<status>` if it gave none).
+
+    `retry_after_seconds` is set when it said when to ask again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        body: dict[str, Any] | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(f"{detail or 'the hub refused'} ({status} {code})")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.body = body or {}
+        self.retry_after_seconds = retry_after_seconds
+
+
+class HubUnreachable(Exception):
+    """No answer that can be used came in time; whether the request was carried out is unknown."""
+
+
+class _Failed(Exception):
+    """One try went wrong in a way that another may not: what to raise in the end, and when to try at the soonest."""
+
+    def __init__(self, error: HubRefused | HubUnreachable, after_ms: float = 0) -> None:
+        self.error = error
+        self.after_ms = after_ms
+
+
+class Request(NamedTuple):
+    """What is sent. `wait_seconds` is how long the hub may take on purpose (a long poll)."""
+
+    plane: Plane
+    method: str
+    path: str
+    body: bytes | None = None
+    query: Mapping[str, str] = {}
+    wait_seconds: float = 0
+
+
+class Transport:
+    """A pool of connections to both planes of one hub. Its repr and its errors never show the token."""
+
+    def __init__(
+        self,
+        urls: Mapping[Plane, str],
+        token: str | None,
+        clock: Clock,
+        *,
+        patience_seconds: float,
+        backoff_base_ms: float,
+        backoff_cap_ms: float,
+        answer_seconds: float,
+        connections: int,
+    ) -> None:
+        self._urls = {plane: url.rstrip("/") for plane, url in urls.items()}
+        self._headers = _headers(token)
+        self.clock = clock
+        self._patience_ms = patience_seconds * 1000
+        self._base_ms = backoff_base_ms
+        self._cap_ms = backoff_cap_ms
+        self._answer_seconds = answer_seconds
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"Transport({self._urls['control']!r}, {self._urls['data']!r})"
+
+    async def __aenter__(self) -> Transport:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def deadline(self) -> float:
+        """When (ms) the patience of a call that begins now ends."""
+        return self.clock.now() + self._patience_ms
+
+    async def ask(self, request: Request, answer: type[T], until: float | None = None) -> T:
+        """Send `request` until it is answered, decoded as `answer`; up to `until` (ms), else the usual patience.
+
+        Raises HubRefused at once for a "no" that another try would not change, else, when patience has run
+        out, HubRefused (429, 503 ...) or HubUnreachable.
+        """
+        end = self.deadline() if until is None else until
+        tries = 0
+        while True:
+            try:
+                return await self._try(request, answer)
+            except _Failed as failed:
+                pause = self.pause(tries, failed.after_ms)
+                tries += 1
+                if self.clock.now() + pause > end:
+                    raise failed.error from None
+            await self.clock.sleep(pause)
+
+    def pause(self, tries: int, after_ms: float = 0) -> float:
+        """How long (ms) to wait after `tries` + 1 failures: `after_ms`, and full jitter on a doubling bound."""
+        bound = min(self._cap_ms, self._base_ms * 2.0 ** min(tries, 30))
+        return after_ms + self.clock.jitter() * bound
+
+    async def _try(self, request: Request, answer: type[T]) -> T:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of `async with`")
+        url = self._urls[request.plane] + request.path
+        try:
+            async with self._session.request(
+                request.method,
+                URL(url, encoded=True),
+                params=dict(request.query),
+                data=request.body,
+                headers={"Content-Type": "application/json"} if request.body is not None else None,
+                timeout=_timeout(request.wait_seconds + self._answer_seconds),
+                allow_redirects=False,
+            ) as response:
+                return self._read(response, await response.read(), answer)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            text = f"no answer from {url}: {error or type(error).__name__}"
+            raise _Failed(HubUnreachable(text)) from None
+
+    def _read(self, response: aiohttp.ClientResponse, body: bytes, answer: type[T]) -> T:
+        if response.status >= 300:
+            raise self._refusal(response, body)
+        try:
+            return msgspec.json.decode(body, type=answer)
+        except msgspec.DecodeError as error:
+            url = response.url.with_query(None)
+            raise _Failed(HubUnreachable(f"{url} answered what no hub answers: {error}")) from None
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> HubRefused | _Failed:
+        status, after = response.status, self._retry_after(response.headers.get("Retry-After"))
+        problem = _problem(body)
+        code, detail = problem.get("code"), problem.get("detail")
+        error = HubRefused(
+            status,
+            code if isinstance(code, str) else f"http_{status}",
+            detail if isinstance(detail, str) else response.reason or "",
+            problem,
+            after,
+        )
+        return _Failed(error, (after or 0) * 1000) if status in TRY_AGAIN else error
+
+    def _retry_after(self, text: str | None) -> float | None:
+        """Seconds of a Retry-After header, which holds seconds or a date; None if there is none to read."""
+        if text is None:
+            return None
+        try:
+            return max(0.0, float(text))
+        except ValueError:
+            pass
+        try:
+            return max(0.0, parsedate_to_datetime(text).timestamp() - self.clock.now() / 1000)
+        except ValueError:
+            return None
+
+
+def _problem(body: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    if not token:
+        return {}
+    if not token.isascii() or not token.isprintable() or token != token.strip():
+        raise ValueError("the token holds characters that no HTTP header can carry")
+    return {"Authorization": f"Bearer {token}"}

@@ -1,0 +1,118 @@
+"""The control plane's handlers: heartbeats, registry, nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sheratan_hub.config import Settings
+from sheratan_hub.rules.attestation import Claim
+from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.nodes import Beat, Beaten, Forget, node_of
+from sheratan_hub.web.body import decode
+from sheratan_hub.web.forms import AttestationForm, BeatForm
+from sheratan_hub.web.plane import Call
+from sheratan_hub.web.query import cursor, page_limit
+from sheratan_hub.web.render import listed, node_answer, reply
+
+NO_POLICY = {"version": 0, "sha256": None}
+"""Policies are not there yet; version 0 is none."""
+
+LABELS_MAX = 50
+
+
+async def heartbeat(call: Call) -> web.StreamResponse:
+    """POST /api/hosts/heartbeat: record the node, tell it what to stop and when to come again."""
+    form, labels = call.form
+    node_id = form.node_id or form.host_id or form.host or form.name
+    if not node_id:
+        raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
+    done: Beaten = await call.hub.execute(_beat(node_id, form, labels), call.from_node(node_id))
+    ttl_seconds = call.settings.nodes.ttl_seconds
+    return reply(
+        {
+            "ok": True,
+            "node_id": node_id,
+            "attestation_status": done.node.attested.status,
+            "policy_version": NO_POLICY["version"],
+            "heartbeat_after_seconds": round(ttl_seconds / 4 * (0.9 + call.services.clock.jitter() / 5), 3),
+            "cancel": done.cancel,
+            "drain": False,
+            "token": {"retiring": False, "until": None},
+        }
+    )
+
+
+def read_beat(body: bytes, _settings: Settings) -> tuple[BeatForm, dict[str, str | int | float | bool]]:
+    """A heartbeat's form, and its other scalar fields as labels."""
+    known = BeatForm.__struct_fields__
+    others = {name: value for name, value in msgspec.json.decode(body).items() if name not in known}
+    scalars = {name[:100]: value for name, value in others.items() if isinstance(value, (str, int, float, bool))}
+    labels = {name: value[:500] if isinstance(value, str) else value for name, value in scalars.items()}
+    return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])
+
+
+def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool]) -> Beat:
+    sent_at = form.ts_utc if form.ts_utc is not None else form.timestamp
+    return Beat(
+        node_id,
+        form.health,
+        form.status,
+        form.zone,
+        None if form.capabilities is None else tuple(sorted(set(form.capabilities))),
+        form.current_jobs,
+        form.max_concurrent,
+        form.boot_id,
+        form.endpoint,
+        None if sent_at is None else str(sent_at)[:100],
+        labels,
+        None if form.attestation is None else _claim(form.attestation),
+    )
+
+
+def _claim(form: AttestationForm) -> Claim | None:
+    if form.build_id is None and form.capability_hash is None:
+        return None
+    runtime = (
+        form.runtime if isinstance(form.runtime, str) or form.runtime is None else msgspec.json.encode(form.runtime)
+    )
+    text = runtime.decode() if isinstance(runtime, bytes) else runtime
+    return Claim(form.build_id, form.capability_hash, None if text is None else text[:500])
+
+
+async def registry(call: Call) -> web.StreamResponse:
+    """GET /api/registry: every node by id, and the active policy."""
+    nodes: dict[str, Any] = {}
+    after: str | None = None
+    while True:
+        page = await call.hub.page("node", (), after, 1000)
+        nodes |= {row.id: _node(call, row) for row in page.rows}
+        if page.next is None:
+            return reply({"ok": True, "nodes": nodes, "policy": NO_POLICY})
+        after = page.next
+
+
+def _node(call: Call, row: Any) -> dict[str, Any]:
+    return node_answer(node_of(row), call.services.clock.now(), call.hub.limits)
+
+
+async def hosts(call: Call) -> web.StreamResponse:
+    """GET /api/hosts: nodes by cursor."""
+    page = await call.hub.page("node", (), cursor(call.request), page_limit(call.request))
+    return listed("nodes", (_node(call, row) for row in page.rows), page.next)
+
+
+async def host(call: Call) -> web.StreamResponse:
+    """GET /api/hosts/{id}."""
+    node = await call.hub.node(call.params["id"])
+    if node is None:
+        raise Refused(Code.NODE_NOT_FOUND, f"there is no node {call.params['id']}")
+    return reply({"ok": True, **node_answer(node, call.services.clock.now(), call.hub.limits)})
+
+
+async def forget(call: Call) -> web.StreamResponse:
+    """DELETE /api/hosts/{id}: forget a dead node."""
+    await call.hub.execute(Forget(call.params["id"]), call.from_node(call.params["id"]))
+    return reply({"ok": True, "node_id": call.params["id"]})

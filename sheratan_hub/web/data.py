@@ -1,0 +1,296 @@
+"""The data plane's handlers: parse, command, execute, render."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sheratan_hub.canonical import Raw
+from sheratan_hub.config import Settings
+from sheratan_hub.rules.command import Code, Command, Refused, Together
+from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Finish, Finished, Release
+from sheratan_hub.rules.integrity import Proof, check_result
+from sheratan_hub.rules.jobs import TRANSITIONS, job_of
+from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.submit import Submit, Submitted
+from sheratan_hub.web.body import decode
+from sheratan_hub.web.errors import entry
+from sheratan_hub.web.forms import (
+    BatchForm,
+    FleetPullForm,
+    IntegrityForm,
+    JobForm,
+    NamedResultForm,
+    PullForm,
+    ResultForm,
+)
+from sheratan_hub.web.plane import Call
+from sheratan_hub.web.query import cursor, number, page_limit, word
+from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, pulled, reply, submitted
+
+STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()))
+
+
+def read_submit(body: bytes, settings: Settings) -> JobForm | BatchForm:
+    """The body of POST /api/jobs: a batch if it has `jobs`, else one job, which may be no larger than any body."""
+    if b'"jobs"' in body and "jobs" in decode(body, dict[str, Raw]):
+        return decode(body, BatchForm)
+    if len(body) > settings.limits.body_bytes:
+        raise Refused(Code.BODY_TOO_LARGE, f"the body is larger than {settings.limits.body_bytes} bytes")
+    return decode(body, JobForm)
+
+
+async def submit(call: Call) -> web.StreamResponse:
+    """POST /api/jobs: one job, or a batch."""
+    if isinstance(call.form, BatchForm):
+        return await _submit_batch(call, call.form)
+    answer = await _submit_one(call)
+    return reply(answer, 200 if answer.dedup else 201)
+
+
+async def fleet_submit(call: Call) -> web.StreamResponse:
+    """POST /mesh/submit_request: one job, always 200."""
+    return reply(await _submit_one(call))
+
+
+async def _submit_one(call: Call) -> SubmitAnswer:
+    command = _submit_command(call, call.form, header=True)
+    done: Submitted = await call.hub.execute(command, call.origin)
+    return submitted(done, command.job_id, call.settings.idempotency.max_cached_bytes)
+
+
+def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
+    headers = call.request.headers
+    key = (headers.get("Idempotency-Key") if header else None) or None
+    if key is not None:
+        key = key.strip().strip('"')
+        if not 0 < len(key) <= 512:
+            raise Refused(Code.INVALID_FIELD, "Idempotency-Key must have 1 to 512 characters")
+    return form.command(call.services.clock.job_id(), key, headers.get("traceparent"))
+
+
+async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:
+    limits = call.settings.limits
+    if len(form.jobs) > limits.batch_jobs:
+        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {limits.batch_jobs} jobs, this one has {len(form.jobs)}")
+    parsed = [_batch_entry(call, bytes(raw)) for raw in form.jobs]
+    outcomes = await (_all_or_none if form.atomic else _each)(call, parsed)
+    fulls = [one for one in outcomes if isinstance(one, Refused) and one.code is Code.QUEUE_FULL]
+    if fulls and len(fulls) == len(outcomes):
+        raise fulls[0]
+    answers = [_batch_answer(call, command, one) for command, one in zip(parsed, outcomes, strict=True)]
+    return reply({"ok": True, "jobs": answers})
+
+
+def _batch_entry(call: Call, raw: bytes) -> Submit | Refused:
+    try:
+        if len(raw) > call.settings.limits.body_bytes:
+            raise Refused(Code.BODY_TOO_LARGE, f"this entry is larger than {call.settings.limits.body_bytes} bytes")
+        return _submit_command(call, decode(raw, JobForm), header=False)
+    except Refused as no:
+        return no
+
+
+async def _each(call: Call, parsed: list[Submit | Refused]) -> list[Any]:
+    commands = [one for one in parsed if not isinstance(one, Refused)]
+    outcomes = iter(await call.hub.execute_many(commands, call.origin) if commands else ())
+    return [one if isinstance(one, Refused) else next(outcomes) for one in parsed]
+
+
+async def _all_or_none(call: Call, parsed: list[Submit | Refused]) -> list[Any]:
+    for place, one in enumerate(parsed):
+        if isinstance(one, Refused):
+            raise Refused(one.code, f"entry {place} of the atomic batch: {one.text}")
+    commands = tuple(one for one in parsed if not isinstance(one, Refused))
+    return list(await call.hub.execute(Together(commands), call.origin)) if commands else []
+
+
+def _batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
+    if isinstance(outcome, Refused):
+        call.refused(outcome)
+        return entry(outcome, call.settings.queue.backpressure_mode)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    request_id = command.job_id if isinstance(command, Submit) else ""
+    return submitted(outcome, request_id, call.settings.idempotency.max_cached_bytes)
+
+
+async def pull(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/pull: lease jobs, waiting for some if asked."""
+    return await _pull(call, call.form, int(call.form.wait_seconds * 1000))
+
+
+async def fleet_pull(call: Call) -> web.StreamResponse:
+    """/mesh/pull_requests: the same without waiting; the node stands in the path, the body or the query."""
+    form: FleetPullForm = call.form or FleetPullForm()
+    query = call.request.query
+    node_id = call.params.get("node_id") or form.node_id or query.get("node_id") or query.get("host_id") or ""
+    if not node_id or len(node_id) > 200:
+        raise Refused(Code.INVALID_FIELD, "node_id must have 1 to 200 characters - at `$.node_id`")
+    most = int(number(call.request, "max", form.max, 1, 100))
+    return await _pull(call, msgspec.structs.replace(form, node_id=node_id, max=most), 0)
+
+
+async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
+    command = Pull(
+        form.node_id,
+        call.services.clock.secret(),
+        form.max,
+        form.pull_id,
+        None if form.capabilities is None else frozenset(form.capabilities),
+        frozenset(form.kinds or ()),
+    )
+    done = await call.hub.pull(command, wait_ms, call.from_node(form.node_id))
+    if call.hub.waiting.closed and not done.jobs:
+        done = Pulled(reason="draining")
+    return await _deliver(call, done)
+
+
+async def _deliver(call: Call, done: Pulled) -> web.StreamResponse:
+    """Write the answer here, so that leases whose answer could not be written go back at no cost."""
+    response = reply(pulled(done, defer_ms(call, done.reason)))
+    if not done.jobs:
+        return response
+    try:
+        transport = call.request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        await response.prepare(call.request)
+        await response.write_eof()
+    except (ConnectionError, asyncio.CancelledError):
+        call.hub.give_back(done)
+        raise
+    return response
+
+
+def defer_ms(call: Call, reason: str | None) -> int:
+    """How long a node without work does well to wait, jittered by a quarter so that a fleet does not march."""
+    known = {"no_job": 1000, "inflight_limit": 500, "draining": 2000}
+    base = known.get(reason or "no_job", 5000)
+    return int(base * (0.75 + call.services.clock.jitter() / 2))
+
+
+async def result(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/{id}/result."""
+    command = _finish(call, call.params["id"], call.form)
+    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+
+
+async def fleet_result(call: Call) -> web.StreamResponse:
+    """POST /mesh/submit_result: the job is named in the body; without a lease_id its current lease counts."""
+    command = _finish(call, call.form.job_id, call.form)
+    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+
+
+async def results(call: Call) -> web.StreamResponse:
+    """POST /api/results: several, each with an outcome of its own."""
+    limits = call.settings.limits
+    if len(call.form.results) > limits.batch_jobs:
+        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {limits.batch_jobs} results")
+    parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
+    commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
+    outcomes = iter(await call.hub.execute_many(commands, call.origin) if commands else ())
+    answers = [one if isinstance(one, Refused) else next(outcomes) for one in parsed]
+    return reply({"ok": True, "results": [_result_answer(call, one) for one in answers]})
+
+
+def _result_entry(call: Call, raw: bytes) -> Finish | Refused:
+    try:
+        if len(raw) > call.settings.limits.body_bytes:
+            raise Refused(Code.BODY_TOO_LARGE, f"this entry is larger than {call.settings.limits.body_bytes} bytes")
+        form = decode(raw, NamedResultForm)
+        return _finish(call, form.job_id, form, lease_needed=True)
+    except Refused as no:
+        return no
+
+
+def _result_answer(call: Call, outcome: Any) -> dict[str, Any]:
+    if isinstance(outcome, Refused):
+        call.refused(outcome)
+        return entry(outcome, call.settings.queue.backpressure_mode)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return _finished(outcome)
+
+
+def _finish(call: Call, job_id: str, form: ResultForm, *, lease_needed: bool = False) -> Finish:
+    if form.lease_id is None and (lease_needed or call.params):
+        raise Refused(Code.INVALID_FIELD, "Object missing required field `lease_id`")
+    text, error = bytes(form.result), bytes(form.error)
+    _check_integrity(call, job_id, form.ok, text, error, form.integrity)
+    return Finish(
+        job_id,
+        form.ok,
+        form.lease_id,
+        form.node_id,
+        text,
+        error,
+        form.retry,
+        None if form.retry_after_seconds is None else int(form.retry_after_seconds * 1000),
+        call.services.clock.jitter(),
+    )
+
+
+def _check_integrity(call: Call, job_id: str, ok: bool, text: bytes, error: bytes, given: IntegrityForm | None) -> None:
+    proof = Proof(given.mode, given.sha256, given.sig) if given is not None else None
+    if check_result(job_id, ok, text, error, proof, call.services.demand):
+        call.services.metrics.minute.add("integrity.ok")
+
+
+def _finished(done: Finished) -> dict[str, Any]:
+    answer: dict[str, Any] = {"ok": True, "job_id": done.job_id, "status": done.status}
+    if done.late:
+        answer["late"] = True
+    if done.retry_in_ms:
+        answer["retry_in_seconds"] = done.retry_in_ms / 1000
+    return answer
+
+
+async def extend(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/{id}/extend: the lease ends `seconds` from now."""
+    seconds = call.form.seconds
+    command = Extend(call.params["id"], call.form.lease_id, None if seconds is None else int(seconds * 1000))
+    done: Extended = await call.hub.execute(command, call.from_node(call.form.node_id))
+    return reply(
+        {
+            "ok": True,
+            "job_id": done.job_id,
+            "lease_seconds": done.lease_ms / 1000,
+            "cancel_requested": done.cancel_requested,
+        }
+    )
+
+
+async def release(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/{id}/release: the job goes back at no cost."""
+    command = Release(call.params["id"], call.form.lease_id)
+    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+
+
+async def cancel(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/{id}/cancel."""
+    done: Cancelled = await call.hub.execute(Cancel(call.params["id"]), call.origin)
+    return reply({"ok": True, "job_id": done.job_id, "status": done.status, "cancel_requested": done.cancel_requested})
+
+
+async def job(call: Call) -> web.StreamResponse:
+    """GET /api/jobs/{id}: one, after waiting for its end if asked."""
+    wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
+    found = await call.hub.job(call.params["id"], wait_ms)
+    return reply(job_answer(found, await call.hub.params([found]), alone=True))
+
+
+async def jobs(call: Call) -> web.StreamResponse:
+    """GET /api/jobs: by status, kind, source, mission_id and node_id, newest ids last."""
+    request = call.request
+    status = word(request, "status")
+    if status is not None and status not in STATUSES:
+        raise Refused(Code.INVALID_FIELD, f"status must be one of {', '.join(sorted(STATUSES))}")
+    labels = (status, *(word(request, name) for name in ("kind", "source", "mission_id", "node_id")))
+    page = await call.hub.page("job", labels, cursor(request), page_limit(request))
+    found = [job_of(row) for row in page.rows]
+    params = await call.hub.params(found)
+    return listed("jobs", (job_answer(one, params, alone=False) for one in found), page.next)

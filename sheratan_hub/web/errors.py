@@ -1,0 +1,75 @@
+"""The one table from code to HTTP status, and the one form of error: problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from sheratan_hub.rules.command import Code, Refused
+
+STATUS: dict[Code, int] = {
+    Code.BAD_JSON: 400,
+    Code.BAD_REQUEST: 400,
+    Code.MISSING_TOKEN: 403,
+    Code.INVALID_TOKEN: 403,
+    Code.FOREIGN_HOST: 403,
+    Code.LOOPBACK_ONLY: 403,
+    Code.UNKNOWN_PATH: 404,
+    Code.JOB_NOT_FOUND: 404,
+    Code.NODE_NOT_FOUND: 404,
+    Code.METHOD_NOT_ALLOWED: 405,
+    Code.PORT_MISMATCH: 410,
+    Code.IDEMPOTENCY_KEY_COLLISION: 409,
+    Code.LEASE_SUPERSEDED: 409,
+    Code.LEASE_EXPIRED: 409,
+    Code.RESULT_CONFLICT: 409,
+    Code.NOT_LEASED: 409,
+    Code.NOT_HOLDER: 409,
+    Code.ALREADY_FINISHED: 409,
+    Code.NODE_ALIVE: 409,
+    Code.BODY_TOO_LARGE: 413,
+    Code.UNSUPPORTED_MEDIA_TYPE: 415,
+    Code.INVALID_FIELD: 422,
+    Code.TOO_DEEP: 422,
+    Code.BATCH_TOO_LARGE: 422,
+    Code.RESULT_INTEGRITY_FAIL: 422,
+    Code.QUEUE_FULL: 429,
+    Code.BUSY: 503,
+    Code.UNAVAILABLE: 503,
+    Code.DRAINING: 503,
+    Code.INTERNAL: 500,
+}
+"""`queue_full` alone may be configured to be 503; see `status_of`."""
+
+JSON = {"Content-Type": "application/json", "Server": "sheratan-hub"}
+PROBLEM = {"Content-Type": "application/problem+json", "Server": "sheratan-hub"}
+
+
+def status_of(code: Code, backpressure: int = 429) -> int:
+    """The HTTP status of a code; `backpressure` is the configured one for `queue_full`."""
+    return backpressure if code is Code.QUEUE_FULL else STATUS[code]
+
+
+def problem(no: Refused, backpressure: int = 429, **more: Any) -> web.Response:
+    """The answer to a refused request."""
+    status = status_of(no.code, backpressure)
+    body = {
+        "type": f"urn:sheratan-hub:error:{no.code}",
+        "title": no.code.replace("_", " "),
+        "status": status,
+        "detail": no.text,
+        "code": no.code,
+        "ok": False,
+        **more,
+    }
+    headers = dict(PROBLEM)
+    if no.retry_after_ms or status in (429, 503):
+        headers["Retry-After"] = str(max(1, -(-no.retry_after_ms // 1000)))
+    return web.Response(status=status, body=orjson.dumps(body), headers=headers)
+
+
+def entry(no: Refused, backpressure: int = 429) -> dict[str, Any]:
+    """A refused entry of a batch, in the place of its answer."""
+    return {"ok": False, "code": no.code, "status": status_of(no.code, backpressure), "detail": no.text}

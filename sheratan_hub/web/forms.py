@@ -1,0 +1,194 @@
+"""What clients send: the request bodies of both planes, and the commands that they become."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from sheratan_hub.canonical import NULL, Raw, payload_sha256
+from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.submit import Submit
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Text = Annotated[str, Meta(max_length=200)]
+Words = Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)]
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Whole = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+LEVELS = {"CRITICAL": 0, "HIGH": 1, "NORMAL": 2, "LOW": 3}
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A body of an `/api` route: a field that is not listed is refused with 422."""
+
+
+class JobForm(Form, frozen=True):
+    """A job to submit."""
+
+    kind: Name
+    params: Raw = NULL
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    source: Text | None = None
+    mission_id: Name | None = None
+    task_id: Name | None = None
+    priority: Annotated[int, Meta(ge=0, le=3)] | Literal["CRITICAL", "HIGH", "NORMAL", "LOW"] = 2
+    timeout_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] = 300
+    max_retries: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    retry_backoff: Literal["exponential", "linear"] = "exponential"
+    required_capabilities: Words | None = None
+    not_before: str | None = None
+    delay_seconds: Seconds = 0
+    expires_in_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
+    delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
+
+    def command(self, job_id: str, key: str | None = None, traceparent: str | None = None) -> Submit:
+        """The command; `key` is the one of the header, if any. Refused with `invalid_field`."""
+        key = self.idempotency_key if key is None else key
+        return Submit(
+            job_id,
+            self.kind,
+            bytes(self.params),
+            key,
+            payload_sha256(self.kind, bytes(self.params)) if key is not None else "",
+            self.source or "",
+            self.mission_id,
+            self.task_id,
+            LEVELS[self.priority] if isinstance(self.priority, str) else self.priority,
+            int(self.timeout_seconds * 1000),
+            self.max_retries,
+            self.retry_backoff,
+            tuple(sorted(set(self.required_capabilities))) if self.required_capabilities else (),
+            _moment_ms(self.not_before) if self.not_before else 0,
+            int(self.delay_seconds * 1000),
+            int(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
+            self.delivery == "at_most_once",
+            traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
+        )
+
+
+class FleetJobForm(JobForm, frozen=True, forbid_unknown_fields=False):
+    """The same on the fleet's route: unknown fields are ignored."""
+
+
+class BatchForm(Form, frozen=True):
+    """Several jobs, each with an outcome of its own unless `atomic`."""
+
+    jobs: list[Raw]
+    atomic: bool = False
+
+
+class PullForm(Form, frozen=True):
+    """A node asks for work."""
+
+    node_id: Name
+    max: Annotated[int, Meta(ge=1, le=100)] = 1
+    wait_seconds: Annotated[float, Meta(ge=0, le=30)] = 0
+    pull_id: Name | None = None
+    capabilities: Words | None = None
+    kinds: Words | None = None
+
+
+class FleetPullForm(PullForm, frozen=True, forbid_unknown_fields=False):
+    """The same on the fleet's routes, where the node may be named by the path or the query."""
+
+    node_id: Annotated[str, Meta(max_length=200)] = ""
+
+
+class IntegrityForm(Form, frozen=True, forbid_unknown_fields=False):
+    """How a result proves itself."""
+
+    mode: Literal["none", "sha256", "hmac"] = "sha256"
+    sha256: str | None = None
+    sig: str | None = None
+
+
+class ResultForm(Form, frozen=True):
+    """A delivery's result."""
+
+    ok: bool
+    lease_id: Name | None = None
+    node_id: Name | None = None
+    result: Raw = NULL
+    error: Raw = NULL
+    retry: bool = True
+    retry_after_seconds: Seconds | None = None
+    integrity: IntegrityForm | None = None
+
+
+class NamedResultForm(ResultForm, frozen=True, kw_only=True):
+    """A result that names its job."""
+
+    job_id: Name
+
+
+class FleetResultForm(NamedResultForm, frozen=True, forbid_unknown_fields=False, kw_only=True):
+    """The same on the fleet's route: unknown fields are ignored."""
+
+
+class ResultsForm(Form, frozen=True):
+    """Several results, each with an outcome of its own."""
+
+    results: list[Raw]
+
+
+class ExtendForm(Form, frozen=True):
+    """Let a lease end `seconds` from now."""
+
+    lease_id: Name
+    seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    node_id: Name | None = None
+
+
+class ReleaseForm(Form, frozen=True):
+    """Give a job back."""
+
+    lease_id: Name
+    node_id: Name | None = None
+
+
+class EmptyForm(Form, frozen=True):
+    """Nothing; an empty body will do."""
+
+
+class AttestationForm(Form, frozen=True, forbid_unknown_fields=False):
+    """What a node says of itself."""
+
+    schema: Any = None
+    build_id: Text | None = None
+    capability_hash: Text | None = None
+    runtime: Any = None
+
+
+class BeatForm(Form, frozen=True, forbid_unknown_fields=False):
+    """A heartbeat. Its other fields become labels when they are scalar."""
+
+    node_id: Text | None = None
+    host_id: Text | None = None
+    host: Text | None = None
+    name: Text | None = None
+    health: Literal["GREEN", "YELLOW", "RED"] = "GREEN"
+    status: Literal["online", "busy"] = "online"
+    zone: Text | None = None
+    capabilities: Words | None = None
+    current_jobs: Whole | None = None
+    max_concurrent: Whole | None = None
+    boot_id: Text | None = None
+    endpoint: Annotated[str, Meta(max_length=500)] | None = None
+    ts_utc: Any = None
+    timestamp: Any = None
+    attestation: AttestationForm | None = None
+
+
+def _moment_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Refused(Code.INVALID_FIELD, "not_before is not an RFC 3339 time - at `$.not_before`") from error
+    if moment.tzinfo is None:
+        raise Refused(Code.INVALID_FIELD, "not_before names no zone; end it with Z - at `$.not_before`")
+    return int(moment.timestamp() * 1000)

@@ -1,0 +1,65 @@
+"""What operators and Prometheus ask of both planes: health, readiness, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from sheratan_hub import __version__
+from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.errors import problem
+from sheratan_hub.web.plane import Call
+from sheratan_hub.web.render import reply
+
+
+async def health(call: Call) -> web.StreamResponse:
+    """GET /health: for people. 200 while the process answers; `status` tells the rest."""
+    checks = await _checks(call)
+    status = "ok" if all(checks.values()) else "degraded"
+    return reply({"ok": True, "status": status, "plane": call.plane, "version": __version__, "checks": checks})
+
+
+async def livez(call: Call) -> web.StreamResponse:
+    """GET /livez: the event loop turns. Never touches the store."""
+    return reply({"ok": True, "plane": call.plane})
+
+
+async def readyz(call: Call) -> web.StreamResponse:
+    """GET /readyz: 503 while starting, draining, or when the store fails; `?verbose` tells each check."""
+    checks = await _checks(call)
+    shown: dict[str, Any] = {"checks": checks} if "verbose" in call.request.query else {}
+    if all(checks.values()):
+        return reply({"ok": True, "plane": call.plane, **shown})
+    failing = ", ".join(name for name, good in checks.items() if not good)
+    return problem(Refused(Code.UNAVAILABLE, f"not ready: {failing}", retry_after_ms=2000), **shown)
+
+
+async def _checks(call: Call) -> dict[str, bool]:
+    draining = call.hub.waiting.closed
+    return {"started": call.hub.ready or draining, "not_draining": not draining, "store": await _store_answers(call)}
+
+
+async def _store_answers(call: Call) -> bool:
+    try:
+        await call.hub.counts("probe")
+    except Refused:
+        return False
+    return not call.hub.committer.failing
+
+
+async def metrics(call: Call) -> web.StreamResponse:
+    """GET /metrics: Prometheus text or OpenMetrics, or the fleet's JSON when that is asked for."""
+    told = call.services.metrics
+    counts = await call.hub.counts()
+    if _wants_json(call):
+        values: dict[str, Any] = told.control_json(counts) if call.plane == "control" else told.data_json(counts)
+        return reply(values)
+    told.set_gauges(counts, len(call.hub.waiting), call.hub.committer.waiting)
+    return await make_aiohttp_handler(told.registry, disable_compression=True)(call.request)  # type: ignore[arg-type]
+
+
+def _wants_json(call: Call) -> bool:
+    accept = call.request.headers.get("Accept", "")
+    return call.request.query.get("format") == "json" or accept.startswith("application/json")

@@ -1,0 +1,228 @@
+"""One plane: finds the route, lets it pass the gates in order, runs its handler, turns a refusal into its answer.
+
+The gates: Host header, leak guard (410), path (404) and method (405), token, body. Then the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from sheratan_hub.clock import Clock
+from sheratan_hub.commit import Origin
+from sheratan_hub.config import Settings
+from sheratan_hub.hub import Hub
+from sheratan_hub.metrics import Metrics
+from sheratan_hub.rules.command import Code, Event, Refused
+from sheratan_hub.rules.integrity import Demand
+from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
+from sheratan_hub.web.body import check_json, decode, read_body
+from sheratan_hub.web.errors import problem
+from sheratan_hub.web.forms import EmptyForm
+
+Right = Literal["public", "token", "local", "metrics"]
+"""What a route asks of its caller: nothing, the token, loopback on the data plane, or as /metrics is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the route table. `plane` is where it is served; elsewhere its path is answered 410.
+
+    A body is decoded as `form`, or by `reader` where the route takes more than one; `batch` allows a large one.
+    """
+
+    method: str
+    path: str
+    plane: Literal["control", "data", "both"]
+    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    right: Right = "token"
+    form: type[Any] | None = None
+    reader: Callable[[bytes, Settings], Any] | None = None
+    body_optional: bool = False
+    batch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers may use."""
+
+    hub: Hub
+    clock: Clock
+    settings: Settings
+    metrics: Metrics
+    tokens: Tokens
+    demand: Demand
+    ports: dict[str, int]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through: what its handler needs to know."""
+
+    request: BaseRequest
+    plane: str
+    services: Services
+    params: Mapping[str, str]
+    origin: Origin
+    form: Any = None
+
+    @property
+    def hub(self) -> Hub:
+        """The engine."""
+        return self.services.hub
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        return self.services.settings
+
+    def from_node(self, node_id: str | None) -> Origin:
+        """The origin, once the node is known."""
+        return Origin(self.origin.plane, self.origin.remote_addr, self.origin.path, node_id)
+
+    def refused(self, no: Refused, node_id: str | None = None) -> None:
+        """Tell the observers of a refusal, for metrics and audit."""
+        meta = {"reason": no.reason} if no.reason else {}
+        event = Event(self.services.clock.now(), f"refused.{no.code}", "client", meta=meta)
+        self.hub.report(event, self.from_node(node_id) if node_id else self.origin)
+
+
+class Table:
+    """The routes of one plane, found by path: the literal ones at once, the others segment by segment."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._literal: dict[str, dict[str, Route]] = {}
+        self._tree: dict[str, Any] = {}
+        for route in routes:
+            if "{" not in route.path:
+                self._literal.setdefault(route.path, {})[route.method] = route
+            else:
+                self._grow(route)
+
+    def _grow(self, route: Route) -> None:
+        node = self._tree
+        for part in route.path.split("/")[1:]:
+            node = node.setdefault("*" if part.startswith("{") else part, {})
+        node.setdefault("", {})[route.method] = route
+
+    def find(self, path: str) -> tuple[dict[str, Route], tuple[str, ...]]:
+        """The routes of this path by method, and what stands in its `{}` places; empty if there are none."""
+        methods = self._literal.get(path)
+        if methods is not None:
+            return methods, ()
+        node, values = self._tree, []
+        for part in path.split("/")[1:]:
+            if part in node and part:
+                node = node[part]
+            elif "*" in node and part:
+                node = node["*"]
+                values.append(part)
+            else:
+                return {}, ()
+        return node.get("", {}), tuple(values)
+
+
+class Plane:
+    """The request handler of one port. Broad `except`, one of the four: a bug becomes 500 and one log entry."""
+
+    def __init__(self, name: str, routes: Iterable[Route], services: Services, hosts: HostCheck) -> None:
+        routes = list(routes)
+        self.name, self._services, self._hosts = name, services, hosts
+        self._mine = Table(route for route in routes if route.plane in (name, "both"))
+        self._theirs = Table(route for route in routes if route.plane not in (name, "both"))
+        self._log = logging.getLogger(f"sheratan.{name}")
+        self._backpressure = services.settings.queue.backpressure_mode
+
+    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        call = Call(request, self.name, self._services, {}, Origin(self.name, request.remote))
+        template = "unmatched"
+        try:
+            route = self._admit(call)
+            template = route.path
+            if route.form is not None:
+                call.form = await self._read(request, route)
+            response = await route.handler(call)
+        except Refused as no:
+            response = self._refused(call, no)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            response = self._bug(request, template)
+        self._services.metrics.answered(self.name, template, response.status)
+        return response
+
+    def _admit(self, call: Call) -> Route:
+        """All gates but the body."""
+        request = call.request
+        self._hosts.check(request.headers)
+        path = request.raw_path if request.raw_path in self._mine._literal else request.path
+        if not request.raw_path.startswith("/"):
+            raise Refused(Code.BAD_REQUEST, "the request target must be a path")
+        call.origin = Origin(self.name, request.remote, path[:200])
+        methods, values = self._mine.find(path)
+        if not methods:
+            raise self._lost(path)
+        route = methods.get(request.method) or (methods.get("GET") if request.method == "HEAD" else None)
+        if route is None:
+            raise NotAllowed(sorted(methods))
+        if values:
+            names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+            call.params = dict(zip(names, values, strict=True))
+        self._authorize(route, request)
+        return route
+
+    def _lost(self, path: str) -> Refused:
+        """Leak guard: a path of the other plane is told the right port, before any token is looked at."""
+        if self._theirs.find(path)[0]:
+            other = "data" if self.name == "control" else "control"
+            text = f"{path[:200]} belongs to the {other} plane on port {self._services.ports[other]}"
+            return Refused(Code.PORT_MISMATCH, text, reason=f"{other}_path_on_{self.name}_port")
+        return Refused(Code.UNKNOWN_PATH, f"there is no {path[:200]} here")
+
+    def _authorize(self, route: Route, request: BaseRequest) -> None:
+        if route.right == "local" and self.name == "data" and not is_loopback(request.remote):
+            raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
+        if route.right == "token" or (route.right == "metrics" and self._services.settings.metrics.require_token):
+            self._services.tokens.check(request.headers)
+            self._services.metrics.minute.add("auth.active")
+
+    async def _read(self, request: BaseRequest, route: Route) -> Any:
+        limits = self._services.settings.limits
+        body = await read_body(request, limits.batch_bytes if route.batch else limits.body_bytes)
+        if not body and route.body_optional:
+            body = b"{}"
+        check_json(body, limits.json_depth)
+        if route.reader is not None:
+            return route.reader(body, self._services.settings)
+        return decode(body, route.form or EmptyForm)
+
+    def _refused(self, call: Call, no: Refused) -> web.Response:
+        node_id = getattr(call.form, "node_id", None)
+        call.refused(no, node_id if isinstance(node_id, str) else None)
+        response = problem(no, self._backpressure)
+        if isinstance(no, NotAllowed):
+            response.headers["Allow"] = ", ".join(no.methods)
+        if no.code in (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE):
+            response.force_close()
+        return response
+
+    def _bug(self, request: BaseRequest, template: str) -> web.Response:
+        request_id = self._services.clock.secret()[:12]
+        self._log.exception("request %s to %s %s failed", request_id, request.method, template)
+        no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
+        return problem(no, request_id=request_id)
+
+
+class NotAllowed(Refused):
+    """405, with the methods that the path has."""
+
+    def __init__(self, methods: list[str]) -> None:
+        super().__init__(Code.METHOD_NOT_ALLOWED, f"this path takes {', '.join(methods)}")
+        self.methods = methods

@@ -1,0 +1,206 @@
+"""What clients get: the successful answers of both planes, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sheratan_hub.canonical import Raw
+from sheratan_hub.clock import rfc3339
+from sheratan_hub.rules.attestation import Attested, Claim
+from sheratan_hub.rules.command import Limits
+from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.nodes import Node, state_of
+from sheratan_hub.rules.pull import Pulled
+from sheratan_hub.rules.submit import Submitted
+from sheratan_hub.web.errors import JSON
+
+_encode = msgspec.json.Encoder().encode
+
+
+def reply(body: Any, status: int = 200) -> web.Response:
+    """A successful answer; `body` is a struct or a dict that carries `ok: true`."""
+    return web.Response(status=status, body=_encode(body), headers=JSON)
+
+
+class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a submit is told."""
+
+    ok: bool
+    request_id: str
+    job_id: str
+    dedup: bool
+    status: str
+    result: Raw | msgspec.UnsetType = msgspec.UNSET
+    error: Raw | msgspec.UnsetType = msgspec.UNSET
+    result_truncated: bool = False
+
+
+class JobAnswer(msgspec.Struct, frozen=True):
+    """A job in any answer: one flat object."""
+
+    ok: bool | msgspec.UnsetType
+    job_id: str
+    status: str
+    kind: str
+    params: Raw
+    priority: int
+    source: str | None
+    mission_id: str | None
+    task_id: str | None
+    attempt: int
+    failures: int
+    losses: int
+    node_id: str | None
+    result: Raw
+    error: Raw
+    reason: str | None
+    late_results: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    not_before: str | None
+
+
+class LeaseAnswer(msgspec.Struct, frozen=True):
+    """A leased job, as its worker needs it."""
+
+    job_id: str
+    kind: str
+    params: Raw
+    lease_id: str
+    lease_seconds: float
+    attempt: int
+    failures: int
+    losses: int
+    timeout_seconds: float
+    priority: int
+    mission_id: str | None
+    task_id: str | None
+    traceparent: str | None
+
+
+class PullAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a pull is told."""
+
+    ok: bool
+    jobs: list[LeaseAnswer]
+    defer_ms: int | msgspec.UnsetType = msgspec.UNSET
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
+    """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
+    job = done.job
+    if not job.finished:
+        status = "in_progress" if done.dedup else "accepted"
+        return SubmitAnswer(True, request_id, job.id, done.dedup, status)
+    value = job.result if job.status == "completed" else job.error
+    if len(bytes(value)) > cached_bytes:
+        return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, result_truncated=True)
+    if job.status == "completed":
+        return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, result=value)
+    return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, error=value)
+
+
+def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnswer:
+    """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`."""
+    return JobAnswer(
+        True if alone else msgspec.UNSET,
+        job.id,
+        job.status,
+        job.kind,
+        Raw(params.get(job.id, b"null")) if job.params_apart else job.params,
+        job.priority,
+        job.source or None,
+        job.mission_id,
+        job.task_id,
+        job.attempt,
+        job.failures,
+        job.losses,
+        job.node_id,
+        job.result,
+        job.error,
+        job.reason,
+        job.late_results,
+        rfc3339(job.created_at),
+        rfc3339(job.started_at) if job.started_at else None,
+        rfc3339(job.finished_at) if job.finished_at else None,
+        rfc3339(job.not_before) if job.not_before else None,
+    )
+
+
+def pulled(done: Pulled, defer_ms: int) -> PullAnswer:
+    """`defer_ms` is told only when there is nothing to do."""
+    params = dict(done.params)
+    if done.jobs:
+        return PullAnswer(True, [_lease(job, params) for job in done.jobs])
+    return PullAnswer(True, [], defer_ms, done.reason or "no_job")
+
+
+def _lease(job: Job, params: Mapping[str, bytes]) -> LeaseAnswer:
+    return LeaseAnswer(
+        job.id,
+        job.kind,
+        Raw(params.get(job.id, b"null")) if job.params_apart else job.params,
+        job.lease_id or "",
+        job.lease_ms / 1000,
+        job.attempt,
+        job.failures,
+        job.losses,
+        job.timeout_ms / 1000,
+        job.priority,
+        job.mission_id,
+        job.task_id,
+        job.traceparent,
+    )
+
+
+def node_answer(node: Node, now: int, limits: Limits) -> dict[str, Any]:
+    """A node as the registry and the lists show it."""
+    return {
+        "node_id": node.id,
+        "status": state_of(node, now, limits),
+        "health": node.health,
+        "reported_status": node.status,
+        "first_seen": rfc3339(node.first_seen),
+        "last_seen": rfc3339(node.last_seen),
+        "zone": node.zone,
+        "capabilities": list(node.capabilities),
+        "current_jobs": node.current_jobs,
+        "max_concurrent": node.max_concurrent,
+        "boot_id": node.boot_id,
+        "endpoint": node.endpoint,
+        "labels": node.labels,
+        "attestation": attestation_answer(node.attested),
+    }
+
+
+def attestation_answer(attested: Attested) -> dict[str, Any]:
+    """A node's attestation as the registry shows it."""
+    return {
+        "status": attested.status,
+        "first_seen": _claim(attested.first_seen),
+        "last_seen": _claim(attested.last_seen),
+        "drift_count": attested.drift_count,
+        "spoof_count": attested.spoof_count,
+    }
+
+
+def _claim(claim: Claim | None) -> dict[str, Any] | None:
+    if claim is None:
+        return None
+    return {
+        "build_id": claim.build_id,
+        "capability_hash": claim.capability_hash,
+        "runtime": claim.runtime,
+        "ts": rfc3339(claim.ts),
+    }
+
+
+def listed(name: str, rows: Iterable[Any], next_cursor: str | None) -> web.Response:
+    """A page of a list; it may be short or empty and still carry a cursor."""
+    return reply({"ok": True, name: list(rows), "next_cursor": next_cursor})

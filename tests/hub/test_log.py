@@ -1,0 +1,182 @@
+"""Logs: one JSON line a record, in the right file, readable by nobody else, whatever the text holds."""
+
+import asyncio
+import json
+import logging
+import stat
+
+import pytest
+
+from sheratan_hub import log
+from sheratan_hub.config import BadConfig, LogSettings, Settings
+
+
+class HttpProcessingError(Exception):
+    """Stands for aiohttp's class of the same name, as the logs know it by name only."""
+
+
+class InvalidHeader(HttpProcessingError):
+    """As aiohttp's."""
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """Reads what a plane's file holds, after logs were set up with the defaults."""
+    end = log.setup(Settings(), tmp_path)
+    yield lambda plane: [
+        json.loads(line) for line in (tmp_path / "logs" / f"hub_{plane}.jsonl").read_text().splitlines()
+    ]
+    end()
+
+
+def test_a_record_is_one_json_object_with_its_extra_fields(lines):
+    logging.getLogger("sheratan.data").info("job %s", "j1", extra={"data": {"job_id": "j1", "ms": 3}})
+    (line,) = lines("data")
+    assert line.pop("ts").endswith("Z")
+    assert line == {"level": "info", "logger": "sheratan.data", "event": "job j1", "job_id": "j1", "ms": 3}
+
+
+def test_ts_is_rfc_3339_with_milliseconds():
+    record = logging.makeLogRecord({"created": 1_700_000_000.25, "msg": "x"})
+    assert json.loads(log.JsonFormatter().format(record))["ts"] == "2023-11-14T22:13:20.250Z"
+
+
+def test_each_plane_has_its_file_and_the_engine_is_in_both(lines):
+    for name in ("sheratan.control.web", "sheratan.data", "sheratan", "sheratan.database", "asyncio"):
+        logging.getLogger(name).warning(name)
+    assert [line["event"] for line in lines("control")] == [
+        "sheratan.control.web",
+        "sheratan",
+        "sheratan.database",
+        "asyncio",
+    ]
+    assert [line["event"] for line in lines("data")] == ["sheratan.data", "sheratan", "sheratan.database", "asyncio"]
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x00", "\x1b", "\x7f", "\x85", "\u2028", "\u2029", "\ud800", "\u202e"])
+def test_no_sign_can_break_a_line_or_reach_a_terminal(lines, tmp_path, sign, capsys):
+    text = f"a{sign}b"
+    logging.getLogger("sheratan.data").warning(text, extra={"data": {"name": text}})
+    raw = (tmp_path / "logs" / "hub_data.jsonl").read_bytes()
+    assert all(32 <= byte < 127 for byte in raw.removesuffix(b"\n"))
+    assert lines("data")[0]["event"] == lines("data")[0]["name"] == text
+    shown = capsys.readouterr().err
+    assert shown.startswith("WARNING sheratan.data: a")
+    assert shown.removesuffix("\n").isprintable()
+
+
+def test_fields_cannot_replace_what_every_line_has(lines):
+    logging.getLogger("sheratan").info("real", extra={"data": {"event": "forged", "level": "none"}})
+    assert lines("data")[0]["event"] == "real"
+    assert lines("data")[0]["level"] == "info"
+
+
+@pytest.mark.parametrize("data", [{"x": float("nan")}, {(1, 2): 3}, ["no mapping"]])
+def test_fields_that_are_not_json_are_still_written(lines, data):
+    logging.getLogger("sheratan").info("odd", extra={"data": data})
+    assert lines("data")[0]["data"] == repr(data)
+
+
+def test_fields_that_json_does_not_know_are_written_as_text(lines, tmp_path):
+    logging.getLogger("sheratan").info("path", extra={"data": {"path": tmp_path}})
+    assert lines("data")[0]["path"] == str(tmp_path)
+
+
+def test_a_traceback_is_one_field(lines):
+    try:
+        raise ValueError("no\nway")
+    except ValueError:
+        logging.getLogger("sheratan.control").exception("broken")
+    (line,) = lines("control")
+    assert line["exception"].startswith("Traceback")
+    assert "ValueError: no\nway" in line["exception"]
+
+
+def test_lines_carry_the_request_id_while_it_is_set(lines):
+    token = log.request_id.set("r1")
+    logging.getLogger("sheratan").info("inside")
+    log.request_id.reset(token)
+    logging.getLogger("sheratan").info("outside")
+    assert [line.get("request_id") for line in lines("data")] == ["r1", None]
+
+
+def test_only_warnings_reach_stderr_and_as_one_short_line(lines, capsys):
+    logging.getLogger("sheratan.data").info("quiet")
+    logging.getLogger("sheratan.data").error("loud\nforged", exc_info=ValueError("why"))
+    assert capsys.readouterr().err == "ERROR sheratan.data: loud\\nforged (ValueError: why)\n"
+
+
+def test_files_and_directories_are_for_their_owner_only(tmp_path):
+    logs = tmp_path / "state" / "logs"
+    logs.mkdir(parents=True, mode=0o755)
+    (logs / "hub_data.jsonl").touch(0o644)
+    log.setup(Settings(), tmp_path / "state")()
+    assert stat.S_IMODE(logs.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in logs.iterdir()} == {0o600}
+    assert sorted(file.name for file in logs.iterdir()) == ["hub_control.jsonl", "hub_data.jsonl"]
+
+
+def test_earlier_lines_are_kept_and_a_second_setup_writes_each_line_once(tmp_path):
+    log.setup(Settings(), tmp_path)
+    logging.getLogger("sheratan").info("first")
+    end = log.setup(Settings(), tmp_path)
+    logging.getLogger("sheratan").info("second")
+    end()
+    assert len((tmp_path / "logs" / "hub_data.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_file_moved_away_is_made_again(lines, tmp_path):
+    logging.getLogger("sheratan").info("before")
+    (tmp_path / "logs" / "hub_data.jsonl").rename(tmp_path / "old")
+    logging.getLogger("sheratan").info("after")
+    assert [line["event"] for line in lines("data")] == ["after"]
+
+
+def test_a_lost_directory_is_said_on_stderr_and_stops_nobody(lines, tmp_path, capsys):
+    (tmp_path / "logs").rename(tmp_path / "gone")
+    logging.getLogger("sheratan.data").info("lost")
+    assert "ERROR cannot write" in capsys.readouterr().err
+
+
+def test_logs_that_cannot_be_written_stop_the_start(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadConfig, match=r"hub\.data_dir: logs cannot be written to .*: "):
+        log.setup(Settings(), tmp_path / "file")
+
+
+def test_the_level_is_the_configured_one(tmp_path):
+    end = log.setup(Settings(log=LogSettings(level="warning")), tmp_path)
+    logging.getLogger("sheratan.data").info("quiet")
+    logging.getLogger("sheratan.data.http").error("refused", exc_info=InvalidHeader("x"))
+    end()
+    assert (tmp_path / "logs" / "hub_data.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("name", log.HTTP_LOGGERS)
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
+def test_a_request_that_is_not_http_is_one_line_without_traceback_or_its_text(lines, capsys, name, level):
+    error = InvalidHeader("Authorization: Bearer canary\x00")
+    logging.getLogger(name).log(level, "Error handling request from %s", "192.0.2.7", exc_info=error)
+    (line,) = lines("control" if "control" in name else "data")
+    line.pop("ts")
+    assert line == {
+        "level": "info",
+        "logger": name,
+        "event": "refused a request that is not valid HTTP",
+        "remote_addr": "192.0.2.7",
+        "error": "InvalidHeader",
+    }
+    assert capsys.readouterr().err == ""
+
+
+def test_other_errors_of_a_server_keep_their_traceback_and_its_chatter_is_dropped(lines):
+    logger = logging.getLogger("sheratan.data.http")
+    logger.debug("Ignored premature client disconnection")
+    logger.error("Error handling request from %s", "192.0.2.7", exc_info=KeyError("x"))
+    (line,) = lines("data")
+    assert "KeyError" in line["exception"]
+
+
+async def test_an_error_that_asyncio_reports_is_written(lines):
+    asyncio.get_running_loop().call_exception_handler({"message": "task was lost"})
+    assert [line["event"] for line in lines("control")] == ["task was lost"]
