@@ -129,10 +129,13 @@ class App:
 
 def serve(settings: Settings, secrets: Secrets) -> int:
     """Run a hub until SIGTERM or SIGINT; the exit status: 0, or 78 when it cannot start as configured."""
-    setup_log(settings)
+    close_log = setup_log(settings, settings.hub.data_dir)
     gc.set_threshold(50_000, 50, 100)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings, secrets))
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(settings, secrets))
+    finally:
+        close_log()
 
 
 async def _serve(settings: Settings, secrets: Secrets) -> int:

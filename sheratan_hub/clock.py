@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import os
 import random
 import secrets
 import time
@@ -70,7 +69,7 @@ class SystemClock:
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""
-        self._last_id = next_uuid7(self.now(), self._last_id, os.urandom(10))
+        self._last_id = next_uuid7(self.now(), self._last_id, random.getrandbits(80).to_bytes(10, "big"))
         return uuid_text(self._last_id)
 
     def secret(self) -> str:

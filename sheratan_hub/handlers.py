@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import multiprocessing
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -119,8 +122,17 @@ def load(module: str) -> dict[str, Handler]:
 
 
 def prepare(module: str) -> None:
-    """What a process of the pool does first: the same import as the worker's."""
+    """What a process of the pool does first: the same import as the worker's, and a watch on that worker's life."""
+    threading.Thread(target=_end_with_worker, daemon=True).start()
     load(module)
+
+
+def _end_with_worker() -> None:
+    """End this process when the worker has died, even by SIGKILL: what it is doing will be given to another node."""
+    worker = multiprocessing.parent_process()
+    if worker is not None:
+        worker.join()
+        os._exit(1)
 
 
 def run(kind: str, params: bytes, job: Attempt) -> Outcome:

@@ -18,6 +18,7 @@ from sheratan_hub.handlers import failure
 BATCH = 500
 LATER = frozenset({429, 500, 503})
 UNFIT = frozenset({400, 413, 422})
+CONFLICT = 409
 PURPOSE = "results"
 
 
@@ -74,6 +75,8 @@ class Outbox:
 
     def _refused(self, report: Report, no: Refusal) -> None:
         """A result that can't be taken as it is becomes a failure that says so; for others there is nobody left."""
+        if no.status == CONFLICT and not report.ok:
+            return  # the hub saw the failure first: the time was up, the job cancelled, the lease lost
         self._say(f"the hub refused the result of job {report.job_id}: {no.detail} ({no.status} {no.code})")
         if report.ok and no.status in UNFIT and no.code != "result_integrity_fail":
             unfit = failure("ResultRefused", f"{no.detail} ({no.code})", retry=False)

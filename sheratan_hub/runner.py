@@ -72,7 +72,7 @@ class Runner:
     async def _end(self, pool: ProcessPool) -> None:
         if self._pool is pool:
             self._pool = None
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             await asyncio.to_thread(pool.join)
 
 

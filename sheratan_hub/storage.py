@@ -248,19 +248,19 @@ def open_store(url: str, clock: Any) -> Store:
 
 
 def merge(wants: Iterable[Wants]) -> Wants:
-    """All of these wants as one. Limits of the same selection add up, capped at `SELECT_MAX`."""
+    """All of these wants as one. Limits of one selection add up, to `SELECT_MAX` or to what one of them asks alone."""
     out = Wants()
     for want in wants:
         out.keys |= want.keys
         out.look |= want.look
         out.counts |= want.counts
         for ready, limit in want.ready.items():
-            out.ready[ready] = min(out.ready.get(ready, 0) + limit, SELECT_MAX)
+            out.ready[ready] = max(limit, min(out.ready.get(ready, 0) + limit, SELECT_MAX))
         for due, limit in want.due.items():
-            out.due[due] = min(out.due.get(due, 0) + limit, SELECT_MAX)
+            out.due[due] = max(limit, min(out.due.get(due, 0) + limit, SELECT_MAX))
     out.look -= out.keys
     return out
 
 
-SELECT_MAX = 2000
-"""The deepest that one selection is loaded; who finds it used up asks again."""
+SELECT_MAX = 10_000
+"""The deepest that a selection is loaded for many at once; who finds it used up asks again."""

@@ -5,6 +5,7 @@ The hub fences every verb, so any of them may be repeated blindly after a lost o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -155,8 +156,7 @@ class Transport:
             ) as response:
                 return self._read(response, await response.read(), answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            text = f"no answer from {url}: {error or type(error).__name__}"
-            raise _Failed(HubUnreachable(text)) from None
+            raise _Failed(HubUnreachable(f"no answer from {url}: {_cause(error)}")) from None
 
     def _read(self, response: aiohttp.ClientResponse, body: bytes, answer: type[T]) -> T:
         if response.status >= 300:
@@ -200,6 +200,13 @@ def _problem(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong in a few words."""
+    if isinstance(error, aiohttp.ClientConnectorError) and (error.errno or 0) > 0:
+        return os.strerror(error.errno or 0)
+    return str(error) or type(error).__name__
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:

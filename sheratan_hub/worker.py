@@ -6,23 +6,31 @@ A handler module says `from sheratan_hub.worker import Fail, handler`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from sheratan_hub.client import HubClient, HubRefused, Lease, Report
+from sheratan_hub.client import HubClient, Lease, Pulled, Report
 from sheratan_hub.clock import Clock
 from sheratan_hub.contact import Contact
 from sheratan_hub.handlers import Attempt, Fail, Handler, Outcome, failure, handler, load
 from sheratan_hub.outbox import Outbox
 from sheratan_hub.runner import ProcessDied, Runner
+from sheratan_hub.running import Running
 
-__all__ = ["Attempt", "Fail", "Options", "Worker", "handler", "load"]
+__all__ = ["Attempt", "Fail", "Options", "Worker", "handler", "load", "work"]
+
+T = TypeVar("T")
 
 PULL_MAX = 100
 OUTBOX_MAX = 2000
-QUIET_MS = 60_000
-END_MS = 5_000
+PAUSE_MIN_MS, PAUSE_MAX_MS = 250, 30_000
+FLUSH_MS = 5_000
+SAME_SIGNAL_MS = 300
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,19 +44,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     zone: str | None = None
     wait_seconds: float = 20.0
     grace_seconds: float = 10.0
-
-
-class Running:
-    """A lease being worked on. `ending` gets the first cause to end the work before it is done."""
-
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
-        self.ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def end(self, cause: str) -> None:
-        """`cause` is "timeout", "cancelled", "gone" or "released"; only the first counts."""
-        if not self.ending.done():
-            self.ending.set_result(cause)
 
 
 class Worker:
@@ -70,10 +65,15 @@ class Worker:
         self._running: dict[str, Running] = {}
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
-        self._beaten = asyncio.Event()
         self._boot_id = clock.secret()
         self._pull_id = clock.secret()
+        self._unanswered = False
         self._drained = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """Pull no more; `run` returns when what runs is done, or released after the grace."""
@@ -85,29 +85,191 @@ class Worker:
         await self._runner.start()
         try:
             async with asyncio.TaskGroup() as group:
-                lasting = [group.create_task(self._heartbeats()), group.create_task(self._outbox.send_all())]
-                await self._pull_until_stopped(group)
+                beat_in_ms = await self._unless_stopped(self._beat())
+                lasting = (
+                    group.create_task(self._heartbeats(beat_in_ms or 0.0)),
+                    group.create_task(self._outbox.send_all()),
+                )
+                while not self.stopping:
+                    await self._pull_more(group)
                 await self._wind_down(group)
                 for task in lasting:
                     task.cancel()
         finally:
             await self._runner.stop()
 
-    # pulling
+    async def _pull_more(self, group: asyncio.TaskGroup) -> None:
+        """Lease what there is room for and start it, or wait until there is room or work."""
+        free = self._free()
+        if free <= 0 or self._drained:
+            self._changed.clear()
+            await self._clock.wait(self._changed.wait(), PAUSE_MAX_MS)
+            return
+        began = self._clock.now()
+        self._unanswered = True
+        pulled = await self._unless_stopped(self._contact.reach("pull", self._pull(free)))
+        if pulled is None:
+            pause = self._contact.pause_ms("pull")
+        else:
+            # A new id only after an answer: leases of an answer that was lost come with the next.
+            self._unanswered, self._pull_id = False, self._clock.secret()
+            for lease in pulled.jobs:
+                self._start(lease, group)
+            pause = self._defer_ms(pulled, self._clock.now() - began)
+        if pause:
+            await self._unless_stopped(self._clock.sleep(pause))
 
-    async def _pull_until_stopped(self, group: asyncio.TaskGroup) -> None:
-        await self._unless_stopped(self._beaten.wait(), QUIET_MS)
-        while not self._stop.is_set():
-            free = self._free()
-            if free <= 0 or self._drained:
-                await self._until_changed()
-                continue
-            began = self._clock.now()
-            pull = group.create_task(self._pull(free))
-            await self._unless_stopped(asyncio.shield(pull), QUIET_MS)
-            ...
+    async def _pull(self, most: int) -> Pulled:
+        options = self._options
+        return await self._hub.pull(
+            options.node_id,
+            max=most,
+            wait_seconds=options.wait_seconds,
+            pull_id=self._pull_id,
+            capabilities=options.capabilities,
+            kinds=self._kinds,
+        )
 
     def _free(self) -> int:
         if len(self._outbox) >= OUTBOX_MAX:
             return 0
         return min(PULL_MAX, self._options.concurrency - len(self._running))
+
+    def _defer_ms(self, pulled: Pulled, waited_ms: int) -> float:
+        """How long to wait before the next pull: the hub's word, but not after a long poll that took its time."""
+        wait_ms = self._options.wait_seconds * 1000
+        if pulled.jobs or pulled.reason == "pull_spent" or 0 < wait_ms <= waited_ms * 2:
+            return 0.0
+        return min(max(pulled.defer_ms or 0, PAUSE_MIN_MS), PAUSE_MAX_MS)
+
+    def _start(self, lease: Lease, group: asyncio.TaskGroup) -> None:
+        for older in self._running.values():
+            if older.lease.job_id == lease.job_id:
+                older.end("gone")
+        if lease.lease_id not in self._running:
+            job = self._running[lease.lease_id] = Running(lease, self._hub, self._runner, self._contact, self._clock)
+            group.create_task(self._work(job))
+
+    async def _work(self, job: Running) -> None:
+        lease = job.lease
+        try:
+            outcome = await job.work()
+        except ProcessDied as died:
+            # Whoever stops a worker may have signalled its processes too: that is not the job's failure.
+            outcome = None if self.stopping else failure("ProcessDied", str(died))
+        finally:
+            del self._running[lease.lease_id]
+            self._changed.set()
+        if outcome is not None:
+            self._outbox.put(self._report(lease, outcome))
+        elif job.ending.done() and job.ending.result() == "gone":
+            self._say(f"job {lease.job_id} is no longer this node's; its handler was stopped")
+        else:
+            await self._contact.reach("release", self._hub.release(lease.job_id, lease.lease_id))
+
+    def _report(self, lease: Lease, outcome: Outcome) -> Report:
+        return Report(
+            job_id=lease.job_id,
+            lease_id=lease.lease_id,
+            node_id=self._options.node_id,
+            ok=outcome.ok,
+            result=outcome.result,
+            error=outcome.error,
+            retry=outcome.retry,
+            retry_after_seconds=outcome.retry_after_seconds,
+        )
+
+    async def _heartbeats(self, first_in_ms: float) -> None:
+        pause = first_in_ms
+        while True:
+            await self._clock.sleep(pause)
+            pause = await self._beat()
+
+    async def _beat(self) -> float:
+        """Check in and do what the answer says; when to do it again (ms)."""
+        beat = await self._contact.reach(
+            "heartbeat",
+            self._hub.heartbeat(
+                self._options.node_id,
+                boot_id=self._boot_id,
+                status="busy" if self.stopping else "online",
+                zone=self._options.zone,
+                capabilities=self._options.capabilities,
+                current_jobs=len(self._running),
+                max_concurrent=self._options.concurrency,
+            ),
+        )
+        if beat is None:
+            return self._contact.pause_ms("heartbeat")
+        for job in self._running.values():
+            if job.lease.job_id in beat.cancel:
+                job.end("cancelled")
+        self._drain(beat.drain)
+        return max(float(PAUSE_MIN_MS), beat.heartbeat_after_seconds * 1000)
+
+    def _drain(self, drained: bool) -> None:
+        if drained != self._drained:
+            self._say("the hub drains this node: no new jobs" if drained else "the hub takes this node back")
+            self._drained = drained
+            self._changed.set()
+
+    async def _wind_down(self, group: asyncio.TaskGroup) -> None:
+        """Let what runs finish within the grace, release the rest, send what is done."""
+        self._say(f"stopping: {len(self._running)} jobs running, {len(self._outbox)} results to send")
+        group.create_task(self._beat())
+        if self._unanswered:
+            await self._contact.reach("pull", self._hand_back())
+        await self._idle(self._options.grace_seconds * 1000)
+        for job in self._running.values():
+            job.end("released")
+        await self._idle(2 * FLUSH_MS)
+        await self._outbox.flush(FLUSH_MS)
+        if self._outbox:
+            self._say(f"{len(self._outbox)} results could not be delivered; their jobs will be given out again")
+
+    async def _hand_back(self) -> None:
+        """Release what the pull that was broken off may have leased: the same pull, but for no kind of new job."""
+        pulled = await self._hub.pull(self._options.node_id, pull_id=self._pull_id, kinds=[self._clock.secret()])
+        for lease in pulled.jobs:
+            await self._hub.release(lease.job_id, lease.lease_id)
+
+    async def _idle(self, ms: float) -> None:
+        """Wait until nothing runs, at most `ms`."""
+        until = self._clock.now() + ms
+        while self._running and (left := until - self._clock.now()) > 0:
+            self._changed.clear()
+            await self._clock.wait(self._changed.wait(), left)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of `work`, or None when it had to be cancelled because the worker stops."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            stopped.cancel()
+            await asyncio.wait({task, stopped})
+
+
+async def work(worker: Worker, clock: Clock) -> None:
+    """Run the worker until SIGTERM or SIGINT; a second one ends the process and its handlers at once.
+
+    Not one within a moment of the first: `timeout` and shells signal a process and then its group.
+    """
+    first_at = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal first_at
+        if not worker.stopping:
+            first_at = clock.now()
+            worker.stop()
+        elif clock.now() - first_at > SAME_SIGNAL_MS:
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(128 + number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    await worker.run()

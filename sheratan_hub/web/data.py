@@ -67,8 +67,8 @@ def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
     key = (headers.get("Idempotency-Key") if header else None) or None
     if key is not None:
         key = key.strip().strip('"')
-        if not 0 < len(key) <= 512:
-            raise Refused(Code.INVALID_FIELD, "Idempotency-Key must have 1 to 512 characters")
+        if not (0 < len(key) <= 512 and key.isprintable()):
+            raise Refused(Code.INVALID_FIELD, "Idempotency-Key must have 1 to 512 printable characters")
     return form.command(call.services.clock.job_id(), key, headers.get("traceparent"))
 
 

@@ -111,6 +111,10 @@ class Table:
             node = node.setdefault("*" if part.startswith("{") else part, {})
         node.setdefault("", {})[route.method] = route
 
+    def has(self, path: str) -> bool:
+        """Whether this is one of the literal paths."""
+        return path in self._literal
+
     def find(self, path: str) -> tuple[dict[str, Route], tuple[str, ...]]:
         """The routes of this path by method, and what stands in its `{}` places; empty if there are none."""
         methods = self._literal.get(path)
@@ -162,9 +166,11 @@ class Plane:
         """All gates but the body."""
         request = call.request
         self._hosts.check(request.headers)
-        path = request.raw_path if request.raw_path in self._mine._literal else request.path
         if not request.raw_path.startswith("/"):
             raise Refused(Code.BAD_REQUEST, "the request target must be a path")
+        path = request.raw_path
+        if not self._mine.has(path):
+            path = request.path.encode(errors="replace").decode()
         call.origin = Origin(self.name, request.remote, path[:200])
         methods, values = self._mine.find(path)
         if not methods:

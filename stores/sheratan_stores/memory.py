@@ -136,7 +136,8 @@ class MemoryTx:
     def _check(self, changes: Changes) -> None:
         for row in changes.put:
             if row.key not in self._loaded:
-                raise ValueError(f"{row.key} is put but was not loaded in this transaction")
+                raise ValueError(f"{row.key} is put but was not loaded in this transaction, or is put twice")
+            self._loaded.discard(row.key)
         for line in changes.ledger:
             if b"\n" in line:
                 raise ValueError("a ledger line holds a newline")

@@ -42,7 +42,7 @@ BUSY_SECONDS = 2.0
 PRUNE_BATCHES = 500
 """How many ledger batches one transaction prunes, so that the first prune after a change of retention blocks nobody."""
 
-WRITER = ("synchronous = FULL", "cache_size = -32768", "journal_size_limit = 67108864")
+WRITER = ("synchronous = FULL", "cache_size = -32768", "wal_autocheckpoint = 4000", "journal_size_limit = 67108864")
 READER = ("query_only = 1", "wal_autocheckpoint = 0", "cache_size = -8192")
 
 

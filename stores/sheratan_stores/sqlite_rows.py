@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, count, islice, takewhile
+from itertools import chain, compress, count, islice, takewhile
+from operator import ne
 from typing import Any
 
 import msgspec
@@ -181,18 +182,18 @@ def update(db: sqlite3.Connection, rows: list[Row], loaded: dict[Key, Record]) -
 
     Only these are named: a named column costs a write to each of its indexes, even if its value is the same.
     """
-    groups: dict[tuple[int, ...], list[Record]] = defaultdict(list)
+    groups: dict[tuple[bool, ...], list[Record]] = defaultdict(list)
     for row in rows:
         record = loaded.pop(row.key, None)
         if record is None:
             raise ValueError(f"{row.key} is put but was not loaded in this transaction, or is put twice")
         values = values_of(row)
-        changed = tuple(i for i, value in enumerate(values) if value != record[i + 1])
-        groups[changed].append((*(values[i] for i in changed), record[0]))
-    groups.pop((), None)
-    for changed, records in groups.items():
-        columns = ", ".join(f"{COLUMNS[i]} = ?" for i in changed)
-        db.executemany(f"UPDATE rows SET {columns} WHERE n = ?", records)  # noqa: S608
+        differs = tuple(map(ne, values, record[1:]))
+        groups[differs].append((*compress(values, differs), record[0]))
+    for differs, records in groups.items():
+        columns = ", ".join(f"{column} = ?" for column in compress(COLUMNS, differs))
+        if columns:
+            db.executemany(f"UPDATE rows SET {columns} WHERE n = ?", records)  # noqa: S608
 
 
 def delete(db: sqlite3.Connection, keys: list[Key]) -> None:

@@ -1,0 +1,191 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` is quick.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 69 hub unreachable, 77 refused (403), 78 bad configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from sheratan_hub import __version__
+from sheratan_hub.cli_jobs import jobs, submit
+from sheratan_hub.cli_output import NODE_COLUMNS, say, show_many
+from sheratan_hub.cli_target import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    PATIENCE_SECONDS,
+    Target,
+    give_up,
+    output_option,
+    run,
+    words,
+)
+
+config_option = click.option("--config", "path", type=click.Path(), help="Settings file instead of ./hub.toml.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sheratan-hub")
+@click.option("--control-url", envvar="HUB_CONTROL_URL", help="[env HUB_CONTROL_URL; http://127.0.0.1:8787]")
+@click.option("--data-url", envvar="HUB_DATA_URL", help="[env HUB_DATA_URL; http://127.0.0.1:8788]")
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="[else env SHERATAN_HUB_TOKEN]")
+@click.pass_context
+def main(context: click.Context, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
+    """Sheratan Hub hands work out to a fleet of machines over plain HTTP."""
+    context.obj = Target(control_url, data_url, token_file)
+
+
+main.add_command(submit)
+main.add_command(jobs)
+
+
+@main.command()
+@config_option
+@click.option("--control-host", "control__host", help="Address of the control plane.")
+@click.option("--control-port", "control__port", type=int, help="Port of the control plane; 0: any free one.")
+@click.option("--data-host", "data__host", help="Address of the data plane.")
+@click.option("--data-port", "data__port", type=int, help="Port of the data plane; 0: any free one.")
+@click.option("--data-dir", "hub__data_dir", type=click.Path(), help="Where state and logs are kept.")
+@click.option("--store", "store__url", help="Store URL, such as sqlite://var/hub.db or memory://.")
+@click.option("--log-level", "log__level", type=click.Choice(["debug", "info", "warning", "error"]))
+def serve(path: str | None, **flags: object) -> NoReturn:
+    """Run a hub, both planes, until SIGTERM or Ctrl-C."""
+    from sheratan_hub import app, config
+
+    try:
+        given = {name.replace("__", "."): value for name, value in flags.items()}
+        settings, secrets = config.load(path, os.environ, given)
+        sys.exit(app.serve(settings, secrets))
+    except config.BadConfig as bad:
+        give_up(str(bad), EXIT_CONFIG)
+
+
+@main.command()
+@click.argument("module")
+@click.option("--node-id", help="Name of this node. Default: host name and process id.")
+@click.option("--concurrency", type=click.IntRange(1, 1000), help="Jobs at once. Default: the number of CPUs.")
+@click.option("--capabilities", default="", help="What this node can do, comma-separated.")
+@click.option("--zone", help="Where this node is.")
+@click.option("--wait", type=click.FloatRange(0, 30), default=20, show_default=True, help="Long poll, seconds.")
+@click.option("--grace", type=click.FloatRange(0), default=10, show_default=True, help="Seconds to finish on SIGTERM.")
+@click.pass_obj
+def worker(
+    target: Target,
+    module: str,
+    node_id: str | None,
+    concurrency: int | None,
+    capabilities: str,
+    zone: str | None,
+    wait: float,
+    grace: float,
+) -> None:
+    """Run jobs with the handlers of MODULE, a dotted name or the path of a .py file."""
+    import platform
+
+    from sheratan_hub.worker import Options
+
+    options = Options(
+        module=module,
+        node_id=node_id or f"{platform.node()}-{os.getpid()}",
+        concurrency=concurrency or len(os.sched_getaffinity(0)),
+        capabilities=tuple(words(capabilities)),
+        zone=zone,
+        wait_seconds=wait,
+        grace_seconds=grace,
+    )
+    run(_worker(target, options))
+
+
+async def _worker(target: Target, options: Any) -> int:
+    from sheratan_hub.clock import SystemClock
+    from sheratan_hub.handlers import load
+    from sheratan_hub.runner import ProcessDied
+    from sheratan_hub.worker import Worker, work
+
+    try:
+        handlers = load(options.module)
+    except (ImportError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    clock = SystemClock()
+    hub = target.client(
+        clock=clock,
+        patience_seconds=2.0,
+        backoff_cap_ms=1000.0,
+        answer_seconds=10.0,
+        connections=16 + options.concurrency,
+        hmac_key=os.environ.get("SHERATAN_RESULT_HMAC_KEY"),
+    )
+    async with hub:
+        say(f"node {options.node_id} works on {', '.join(sorted(handlers))}, {options.concurrency} at once")
+        try:
+            await work(Worker(hub, handlers, options, clock, say), clock)
+        except ProcessDied as died:
+            say(f"sheratan-hub: {died}")
+            return EXIT_FAILED
+    return 0
+
+
+@main.command()
+@output_option
+@click.pass_obj
+def nodes(target: Target, output: str) -> None:
+    """List the machines of the fleet."""
+    run(_list_nodes(target, output))
+
+
+async def _list_nodes(target: Target, output: str) -> int:
+    from msgspec import to_builtins
+
+    async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
+        show_many([to_builtins(node) for node in await hub.nodes()], NODE_COLUMNS, output)
+    return 0
+
+
+@main.group("config")
+def configuration() -> None:
+    """Check and show the settings of a hub on this machine."""
+
+
+@configuration.command("check")
+@config_option
+def config_check(path: str | None) -> None:
+    """Check hub.toml and the environment; exit code 78 and the reason if a hub could not start with them."""
+    from sheratan_hub import config
+
+    try:
+        config.load(path, os.environ)
+    except config.BadConfig as bad:
+        give_up(str(bad), EXIT_CONFIG)
+    for name in config.later(os.environ):
+        say(f"{name} has no effect in this version")
+    click.echo("ok")
+
+
+@configuration.command("show")
+@config_option
+@output_option
+def config_show(path: str | None, output: str) -> None:
+    """Show every setting in force and where it comes from; secrets are hidden."""
+    from sheratan_hub import config
+
+    try:
+        rows = config.explain(path, os.environ)
+    except config.BadConfig as bad:
+        give_up(str(bad), EXIT_CONFIG)
+    columns = ("key", "value", "from")
+    show_many([dict(zip(columns, row, strict=True)) for row in rows], columns, output)
+
+
+@main.command()
+@click.pass_obj
+def smoke(target: Target) -> NoReturn:
+    """Go through the operators' checklist: on the hub that the URLs name, else on one started for it."""
+    import asyncio
+
+    from sheratan_hub import smoke as checklist
+
+    sys.exit(asyncio.run(checklist.run(target.control_url, target.data_url, target.token, click.echo)))

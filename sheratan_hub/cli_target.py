@@ -1,0 +1,68 @@
+"""The hub that a command talks to, the options commands share, and how what goes wrong becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from sheratan_hub.cli_output import say
+
+if TYPE_CHECKING:
+    from sheratan_hub.client import HubClient
+
+EXIT_FAILED, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_CONFIG = 1, 69, 77, 78
+PATIENCE_SECONDS = 3.0
+
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+class Target:
+    """The hub that a command talks to, and with which token."""
+
+    def __init__(self, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
+        self.control_url = control_url
+        self.data_url = data_url
+        self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN")
+        if token_file is not None:
+            with open(token_file, encoding="utf-8") as file:
+                self.token = file.read().strip()
+
+    def client(self, **options: Any) -> HubClient:
+        """A client for it. Without a token the default one of a hub on this machine is tried."""
+        from sheratan_hub.client import CONTROL_URL, DATA_URL, HubClient
+        from sheratan_hub.config import DEFAULT_TOKEN
+
+        token = self.token if self.token is not None else DEFAULT_TOKEN
+        try:
+            return HubClient(self.control_url or CONTROL_URL, self.data_url or DATA_URL, token, **options)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+
+def run(work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run a command against a hub and exit: with its code, 69, 77 or 1."""
+    import asyncio
+
+    from sheratan_hub.client import HubRefused, HubUnreachable
+
+    try:
+        sys.exit(asyncio.run(work))
+    except HubUnreachable as error:
+        give_up(str(error), EXIT_UNREACHABLE)
+    except HubRefused as no:
+        give_up(str(no), EXIT_REFUSED if no.status == 403 else EXIT_FAILED)
+
+
+def give_up(text: str, code: int) -> NoReturn:
+    """Exit with `code` and one line on stderr that tells why."""
+    say(f"sheratan-hub: {text}")
+    sys.exit(code)
+
+
+def words(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]

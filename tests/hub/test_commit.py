@@ -1,0 +1,207 @@
+"""The committer: one transaction for all that waits, neighbours that do not hurt each other, failures told truly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.commit import Committed
+from sheratan_hub.hub import Hub
+from sheratan_hub.rules.command import Code, Decision, Limits, Need, Refused, Scene, View
+from sheratan_hub.rules.submit import Submit
+from sheratan_hub.storage import Changes, Conflict, Key, Loaded, StoreDown, StoreFull, Tx, Wants
+from sheratan_stores.memory import MemoryStore
+
+MakeHub = Callable[..., Awaitable[Hub]]
+
+
+class Moody(MemoryStore):
+    """A store whose saves can be held up, or fail as told."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__("memory://", clock)
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.saves = 0
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Tx]:
+        async with super().begin() as tx:
+            yield MoodyTx(self, tx)
+
+
+class MoodyTx:
+    def __init__(self, store: Moody, tx: Tx) -> None:
+        self._store, self._tx = store, tx
+
+    async def load(self, wants: Wants) -> Loaded:
+        return await self._tx.load(wants)
+
+    async def save(self, changes: Changes, *, durable: bool = True) -> int:
+        await self._store.gate.wait()
+        self._store.saves += 1
+        if self._store.errors:
+            raise self._store.errors.pop(0)
+        return await self._tx.save(changes, durable=durable)
+
+
+@dataclass(frozen=True)
+class Broken:
+    where: str = "decide"
+
+    def wants(self, scene: Scene) -> Wants:
+        if self.where == "wants":
+            raise KeyError("wants")
+        return Wants()
+
+    def decide(self, view: View) -> Decision:
+        raise KeyError("decide")
+
+
+@dataclass(frozen=True)
+class Greedy:
+    def wants(self, scene: Scene) -> Wants:
+        return Wants()
+
+    def decide(self, view: View) -> Decision:
+        raise Need(Wants(look={Key("job", "x")}))
+
+
+async def moody(make_hub: MakeHub, clock: VirtualClock, **options: Any) -> tuple[Hub, Moody]:
+    store = Moody(clock)
+    await store.open()
+    return await make_hub(Limits(max_depth=10**6), store, **options), store
+
+
+async def test_commands_that_wait_together_share_one_transaction(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.gate.clear()
+    first = asyncio.create_task(hub.execute(Submit("j0", "k")))
+    await settle()
+    rest = [asyncio.create_task(hub.execute(Submit(f"j{n}", "k"))) for n in range(1, 100)]
+    await settle()
+    assert hub.committer.waiting == 99
+    store.gate.set()
+    await asyncio.gather(first, *rest)
+    assert store.saves == 2
+    assert await hub.counts() == {"job:pending": 100}
+
+
+async def test_nobody_is_answered_before_the_commit(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.gate.clear()
+    task = asyncio.create_task(hub.execute(Submit("j", "k")))
+    await settle()
+    assert not task.done()
+    assert await hub.counts() == {}
+    store.gate.set()
+    assert (await task).job.id == "j"
+
+
+@pytest.mark.parametrize("where", ["wants", "decide"])
+async def test_one_broken_command_fails_alone(make_hub: MakeHub, clock: VirtualClock, where: str) -> None:
+    hub, store = await moody(make_hub, clock)
+    outcomes = await hub.execute_many([Submit("a", "k"), Broken(where), Greedy(), Submit("b", "k")])
+    assert [type(one).__name__ for one in outcomes] == ["Submitted", "KeyError", "RuntimeError", "Submitted"]
+    assert store.saves == 1
+    assert await hub.counts() == {"job:pending": 2}
+
+
+async def test_a_full_queue_refuses_at_once_and_recovers(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock, max_waiting=3)
+    store.gate.clear()
+    tasks = [asyncio.create_task(hub.execute(Submit(f"j{n}", "k"))) for n in range(6)]
+    await settle()
+    refused = [task for task in tasks if task.done()]
+    assert [task.exception().code for task in refused] == [Code.BUSY] * 3  # type: ignore[union-attr]
+    assert all(task.exception().retry_after_ms > 0 for task in refused)  # type: ignore[union-attr]
+    store.gate.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (await hub.execute(Submit("again", "k"))).job.id == "again"
+
+
+async def test_a_conflict_is_decided_again_and_then_one_by_one(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.errors = [Conflict() for _ in range(3)]
+    outcomes = await asyncio.gather(*(hub.execute(Submit(f"j{n}", "k")) for n in range(4)))
+    assert len({one.job.id for one in outcomes}) == 4
+    assert await hub.counts() == {"job:pending": 4}
+    assert len(await hub.store.events()) == 4
+
+
+async def test_endless_conflicts_end_in_a_refusal(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.errors = [Conflict() for _ in range(6)]
+    with pytest.raises(Refused) as no:
+        await hub.execute(Submit("j", "k"))
+    assert no.value.code is Code.BUSY
+
+
+@pytest.mark.parametrize("error", [StoreDown("gone"), StoreFull("full")])
+async def test_a_failed_write_is_never_reported_as_done(
+    make_hub: MakeHub, clock: VirtualClock, error: StoreDown
+) -> None:
+    hub, store = await moody(make_hub, clock)
+    seen: list[Committed] = []
+    hub.observe(seen.append)
+    store.errors = [error]
+    with pytest.raises(Refused) as no:
+        await hub.execute(Submit("j", "k"))
+    assert no.value.code is Code.UNAVAILABLE
+    assert hub.committer.failing
+    assert (seen, await hub.counts(), len(hub.committer.lanes)) == ([], {}, 0)
+    await hub.execute(Submit("j", "k"))
+    assert not hub.committer.failing
+
+
+async def test_a_failing_observer_is_passed_over(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, _ = await moody(make_hub, clock)
+    seen: list[str] = []
+
+    def fails(committed: Committed) -> None:
+        raise ValueError("observer")
+
+    hub.observe(fails)
+    hub.observe(lambda committed: seen.extend(event.event for one in committed.happened for event in one.events))
+    await hub.execute(Submit("j", "k"))
+    assert seen == ["job.submitted"]
+
+
+async def test_a_caller_that_left_before_its_batch_began_changes_nothing(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.gate.clear()
+    first = asyncio.create_task(hub.execute(Submit("first", "k")))
+    await settle()
+    gone = asyncio.create_task(hub.execute(Submit("gone", "k")))
+    await settle()
+    gone.cancel()
+    await settle()
+    store.gate.set()
+    await first
+    await hub.execute(Submit("last", "k"))
+    assert await store.fetch([Key("job", "gone")]) == []
+
+
+async def test_64_racing_first_submits_with_one_key_make_one_job(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, _ = await moody(make_hub, clock)
+    commands = [Submit(f"j{n}", "k", key="same", payload_sha256="s") for n in range(64)]
+    outcomes = await asyncio.gather(*(hub.execute(command) for command in commands))
+    assert len({one.job.id for one in outcomes}) == 1
+    assert sum(not one.dedup for one in outcomes) == 1
+    assert await hub.counts() == {"job:pending": 1, "key": 1}
+
+
+async def test_depth_is_never_exceeded_within_one_batch(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(Limits(max_depth=10))
+    outcomes = await hub.execute_many([Submit(f"j{n}", "k") for n in range(30)])
+    assert sum(isinstance(one, Refused) for one in outcomes) == 20
+    assert await hub.counts() == {"job:pending": 10}

@@ -1,0 +1,165 @@
+"""Long polls on a virtual clock: woken by work, by the end of a job, by the clock, by the end of the hub."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.hub import Hub
+from sheratan_hub.rules.command import Limits
+from sheratan_hub.rules.finish import Finish
+from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.submit import Submit
+
+MakeHub = Callable[..., Awaitable[Hub]]
+LOOKS: list[str] = []
+
+
+def pull(hub: Hub, node: str, wait_ms: int = 30_000, **fields: Any) -> asyncio.Task[Pulled]:
+    fields = {"capabilities": frozenset(), **fields}
+    return asyncio.create_task(hub.pull(Pull(node, hub.clock.secret(), **fields), wait_ms))
+
+
+async def submit(hub: Hub, job_id: str, **fields: Any) -> Job:
+    job: Job = (await hub.execute(Submit(job_id, fields.pop("kind", "k"), **fields))).job
+    return job
+
+
+async def test_a_waiting_pull_gets_the_job_as_soon_as_it_is_there(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    waiting = pull(hub, "n1")
+    await settle()
+    assert not waiting.done()
+    await submit(hub, "j")
+    await settle()
+    assert [job.id for job in waiting.result().jobs] == ["j"]
+
+
+async def test_one_waiter_is_woken_for_one_job_first_come_first_served(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    tasks = []
+    for n in range(5):
+        tasks.append(pull(hub, f"n{n}"))
+        await settle()
+    for n in range(3):
+        await submit(hub, f"j{n}")
+        await settle()
+    assert [task.done() for task in tasks] == [True, True, True, False, False]
+    await hub.execute_many([Submit(f"k{n}", "k") for n in range(2)])
+    await settle()
+    assert all(task.done() for task in tasks)
+    assert await hub.counts() == {"job:running": 5}
+
+
+async def test_only_a_pull_that_can_take_the_job_is_woken(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    plain, able = pull(hub, "plain"), pull(hub, "able", capabilities=frozenset({"gpu"}))
+    picky = pull(hub, "picky", kinds=frozenset({"other"}))
+    await settle()
+    await submit(hub, "j", needs=("gpu",))
+    await settle()
+    assert (plain.done(), able.done(), picky.done()) == (False, True, False)
+
+
+async def test_a_wait_ends_with_nothing_when_its_time_is_over(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub()
+    waiting = pull(hub, "n1", wait_ms=5000)
+    await clock.advance(4999)
+    assert not waiting.done()
+    await clock.advance(1)
+    assert waiting.result().reason == "no_job"
+    assert len(hub.waiting) == 0
+
+
+async def test_a_wake_that_its_waiter_could_not_use_goes_to_the_next(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    leaving = pull(hub, "leaving")
+    await settle()
+    staying = pull(hub, "staying")
+    await settle()
+    hub.waiting.wake('[2,"k","",[]]')
+    leaving.cancel()
+    await settle()
+    await submit(hub, "j")
+    await settle()
+    assert staying.done()
+    assert staying.result().jobs[0].node_id == "staying"
+
+
+async def test_a_caller_that_leaves_while_its_lease_is_written_gives_it_back_at_no_cost(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await submit(hub, "j")
+    for turns in range(12):
+        task = pull(hub, "gone", wait_ms=0)
+        await settle(turns)
+        task.cancel()
+        await settle()
+        if not task.cancelled():
+            hub.give_back(task.result())
+            await settle()
+        job = await hub.job("j")
+        assert (job.status, job.losses, job.failures) == ("pending", 0, 0)
+    assert [job.id for job in (await pull(hub, "next", wait_ms=0)).jobs] == ["j"]
+
+
+async def test_a_saturated_pull_is_woken_when_a_lease_ends(make_hub: MakeHub) -> None:
+    hub = await make_hub(Limits(max_inflight=1))
+    await submit(hub, "a")
+    await submit(hub, "b")
+    first = (await pull(hub, "n1")).jobs[0]
+    waiting = pull(hub, "n2")
+    await settle()
+    assert not waiting.done()
+    await hub.execute(Finish(first.id, True, first.lease_id))
+    await settle()
+    assert [job.id for job in waiting.result().jobs] == ["b"]
+
+
+async def test_a_delayed_job_wakes_a_waiting_pull_at_its_time(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(loops=True)
+    waiting = pull(hub, "n1", wait_ms=30_000)
+    await submit(hub, "j", delay_ms=7300)
+    await clock.advance(7299)
+    assert not waiting.done()
+    await clock.advance(1)
+    assert [job.id for job in waiting.result().jobs] == ["j"]
+
+
+async def test_waiting_for_a_job_ends_with_the_job(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub()
+    await submit(hub, "j")
+    waiting = asyncio.create_task(hub.job("j", 10_000))
+    leased = (await pull(hub, "n1")).jobs[0]
+    await settle()
+    assert not waiting.done()
+    await hub.execute(Finish("j", True, leased.lease_id, result=b"5"))
+    await settle()
+    assert waiting.result().status == "completed"
+    await submit(hub, "slow")
+    waiting = asyncio.create_task(hub.job("slow", 10_000))
+    await clock.advance(10_000)
+    assert waiting.result().status == "pending"
+
+
+async def test_when_the_hub_stops_every_waiter_is_answered_at_once(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await submit(hub, "j", needs=("never",))
+    tasks = [pull(hub, f"n{n}") for n in range(20)]
+    job = asyncio.create_task(hub.job("j", 30_000))
+    await settle()
+    hub.stop()
+    await settle()
+    assert all(task.done() for task in (*tasks, job))
+    late = pull(hub, "late")
+    await settle()
+    assert late.done()
+
+
+async def test_no_more_than_the_configured_number_may_wait(make_hub: MakeHub) -> None:
+    hub = await make_hub(max_polls=2)
+    tasks = [pull(hub, f"n{n}") for n in range(3)]
+    await settle()
+    assert [task.done() for task in tasks] == [False, False, True]
