@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene, View
+from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene
 from sheratan_hub.rules.lanes import Lanes
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx, Wants, merge
 
 log = logging.getLogger("sheratan.commit")

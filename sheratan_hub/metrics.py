@@ -121,6 +121,7 @@ class Metrics:
         minute = self.minute.totals()
         invalid, missing = minute["refused.invalid_token"], minute["refused.missing_token"]
         return {
+            "ok": True,
             "nodes_online": counts.get("node:ONLINE", 0),
             "nodes_stale": counts.get("node:STALE", 0),
             "nodes_dead": counts.get("node:DEAD", 0),
@@ -134,6 +135,7 @@ class Metrics:
         """The fleet's JSON of the data plane."""
         minute = self.minute.totals()
         return {
+            "ok": True,
             "queue_depth": counts.get("job:pending", 0),
             "inflight_jobs": counts.get("job:running", 0),
             "retry_rate_1m": minute["job.retry"] + minute["job.lost"],

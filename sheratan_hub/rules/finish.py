@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Refused, Scene, View
+from sheratan_hub.rules.command import Code, Decision, Refused, Scene
 from sheratan_hub.rules.jobs import Closed, Job, found, job_event, job_key
 from sheratan_hub.rules.nodes import node_of
 from sheratan_hub.rules.retry import after_failure, end
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Row, Wants
 
 CLOSED_KEPT = 8

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Event, Refused, View
+from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.lanes import lane_name
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row
 
 Status = Literal["pending", "running", "completed", "failed", "cancelled"]

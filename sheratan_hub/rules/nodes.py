@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.rules.attestation import Attested, Claim, attest
-from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene, View, due_wants
+from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene, due_wants
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
 State = Literal["ONLINE", "STALE", "DEAD"]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from sheratan_hub.rules.command import Decision, Event, Need, Scene, View
+from sheratan_hub.rules.command import Decision, Event, Need, Scene
 from sheratan_hub.rules.jobs import Job, job_event, job_of
 from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Node, node_of, state_of
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Ready, Row, Wants
 
 REMEMBERED = 8

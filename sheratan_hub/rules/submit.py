@@ -9,8 +9,9 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Event, Limits, Refused, Scene, View
+from sheratan_hub.rules.command import Code, Decision, Event, Limits, Refused, Scene
 from sheratan_hub.rules.jobs import APART_BYTES, Job, job_event, job_of
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from sheratan_hub.canonical import Raw
-from sheratan_hub.rules.command import Decision, Event, Scene, View, due_wants
+from sheratan_hub.rules.command import Decision, Event, Scene, due_wants
 from sheratan_hub.rules.jobs import Job, job_event, job_key, job_of
 from sheratan_hub.rules.nodes import Swept
 from sheratan_hub.rules.retry import after_failure, after_loss, end
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Row, Wants
 
 LOOK_AHEAD_MS = 1000

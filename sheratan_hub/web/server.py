@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
@@ -21,6 +22,7 @@ class Listener:
     """One plane on one address."""
 
     def __init__(self, plane: Plane) -> None:
+        self._log = logging.getLogger(f"sheratan.{plane.name}")
         self._runner = web.ServerRunner(HubServer(plane), handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
 
     async def start(self, host: str, port: int) -> int:
@@ -28,7 +30,9 @@ class Listener:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, backlog=1024)
         await site.start()
-        return int(self._runner.addresses[0][1])
+        bound = int(self._runner.addresses[0][1])
+        self._log.info("listening", extra={"data": {"host": host, "port": bound}})
+        return bound
 
     async def stop(self) -> None:
         """Stop listening, let running handlers answer, close the connections."""

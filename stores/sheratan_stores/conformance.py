@@ -6,7 +6,7 @@
 Needs pytest and pytest-asyncio with `asyncio_mode = "auto"`. `stores/STORES.md` says what each part is about.
 """
 
-# ruff: noqa: S101  (tests assert)
+# ruff: noqa: S101, D102, PT012  (tests assert, a test's name is its sentence, a transaction is two statements)
 
 from __future__ import annotations
 
@@ -411,14 +411,10 @@ class StoreConformance:
         assert await store.heads("a%") == {"a%": 0}
 
     async def test_counts_kept_by_delta_equal_a_recount(self, store: Store) -> None:
-        for seed in (101, 102):
-            await story(store, seed, steps=60)
+        await story(store, 101)
         rows = [row for kind in ("job", "node") for row in await listed(store, kind)]
-        recount = Counter(row.labels[0] or "bare" for row in rows)
-        counted = await store.counts()
-        counted.pop("claims", None)
-        claimed_away = counted  # a claim relabels without counting: only the sums can be compared
-        assert sum(claimed_away.values()) == sum(recount.values())
+        assert len(rows) > 20
+        assert await store.counts() == Counter(row.labels[0] or "bare" for row in rows)
 
     # Lanes
 
@@ -470,7 +466,7 @@ class StoreConformance:
     async def test_prune_takes_whole_batches_that_are_old(self, store: Store, clock: VirtualClock) -> None:
         if store.shared:
             pytest.skip("the time of a shared store is its own")
-        for n in range(4):
+        for _ in range(4):
             await save(store, ledger=[b"x", b"y"])
             await clock.advance(1000)
         assert await store.prune_events(await store.now() - 4000) == 0
@@ -509,7 +505,7 @@ class StoreConformance:
         values = [(a, b, c, d, None) for a in "pr" for b in "xy" for c in ("s", None) for d in "mno"]
         rows = [job(f"{n:02}", labels=labels) for n, labels in enumerate(values * 2)]
         await save(store, *rows)
-        for asked in values + [(None, "x", None, "m"), ("p", "y"), (None, None, "s"), ("p", None, None, "m", "no")]:
+        for asked in [*values, (None, "x", None, "m"), ("p", "y"), (None, None, "s"), ("p", None, None, "m", "no")]:
             expected = [row.id for row in rows if all(a in (None, b) for a, b in zip(asked, row.labels, strict=False))]
             assert await ids(store, *asked, limit=3, examine=5) == expected
             assert await ids(store, *asked, limit=3, examine=5, newest=True) == expected[::-1]
@@ -544,24 +540,22 @@ class StoreConformance:
     async def test_paging_beside_changes_neither_repeats_nor_misses(self, store: Store) -> None:
         label = labelled(status="s")
         stay = [f"{n:03}" for n in range(0, 100, 2)]
-        await save(
-            store, *(job(id, labels=label) for id in stay), *(job(f"{n:03}", labels=label) for n in range(1, 100, 4))
-        )
+        brief = [f"{n:03}" for n in range(1, 100, 2)]
+        await save(store, *(job(id, labels=label) for id in stay + brief))
         seen: list[str] = []
         after = None
-        for step in range(200):
+        for step in range(50):
             page = await store.page("job", ("s",), after, limit=3)
             seen += [row.id for row in page.rows]
             if page.next is None:
                 break
             after = page.next
-            touched = Key("job", stay[step])
-            await save(
-                store, job(f"{step * 5 % 100:03}-new", labels=label), put=[job(touched.id, doc=b"2", labels=label)]
-            )
-            await save(
-                store, gone=[Key("job", f"{1 + step * 4 % 100:03}")], load=[Key("job", f"{1 + step * 4 % 100:03}")]
-            )
+            gone = Key("job", brief[step * 7 % 50])
+            changed = job(stay[step * 11 % 50], doc=b"2", labels=label, lane="l")
+            new = job(f"{step * 13 % 100:03}-{step}", labels=label)
+            await save(store, new, put=[changed], gone=[gone], load=[gone])
+        else:
+            raise AssertionError("the list did not end")
         assert len(seen) == len(set(seen))
         assert set(stay) <= set(seen)
 

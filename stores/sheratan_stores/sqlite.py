@@ -31,19 +31,23 @@ from sheratan_hub.storage import (
 )
 from sheratan_stores import sqlite_format, sqlite_rows
 from sheratan_stores.lock import FileLock
-from sheratan_stores.sqlite_connection import Connection, set_pragmas, snapshot
+from sheratan_stores.sqlite_connection import (
+    FULL,
+    HARMLESS,
+    READER,
+    WRITER,
+    Connection,
+    begin,
+    commit,
+    set_pragmas,
+    snapshot,
+)
 from sheratan_stores.sqlite_rows import Record, row_of
 
 T = TypeVar("T")
 
-BUSY_SECONDS = 2.0
-"""How long a statement waits for a foreign process (a `sqlite3` shell, say) that holds the database."""
-
 PRUNE_BATCHES = 500
 """How many ledger batches one transaction prunes, so that the first prune after a change of retention blocks nobody."""
-
-WRITER = ("synchronous = FULL", "cache_size = -32768", "wal_autocheckpoint = 4000", "journal_size_limit = 67108864")
-READER = ("query_only = 1", "wal_autocheckpoint = 0", "cache_size = -8192")
 
 
 class SqliteStore:
@@ -195,7 +199,7 @@ class SqliteStore:
 
     async def _connect(self) -> Connection:
         try:
-            connection = Connection(self.path, BUSY_SECONDS)
+            connection = Connection(self.path)
             await connection
         except sqlite3.Error as error:
             raise StoreRefused(f"{self.path} cannot be opened: {error}") from error
@@ -273,7 +277,7 @@ class SqliteTx:
         first = self._store.seq
         if changes.ledger:
             sqlite_rows.add_lines(db, first, now, changes.ledger)
-        db.execute("COMMIT")
+        commit(db)
         self.committed = True
         self._store.seq += len(changes.ledger)
         return first if changes.ledger else 0
@@ -281,26 +285,6 @@ class SqliteTx:
     def _prune(self, before: int, db: sqlite3.Connection) -> tuple[int, int]:
         begin(db)
         gone = sqlite_rows.prune(db, before, self._store.seq, PRUNE_BATCHES)
-        db.execute("COMMIT")
+        commit(db)
         self.committed = True
         return gone
-
-
-def begin(db: sqlite3.Connection) -> None:
-    """Begin a writing transaction, unless one is under way."""
-    if not db.in_transaction:
-        db.execute("BEGIN IMMEDIATE")
-
-
-FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
-"""Errors of a write that was cut back before anything was synced."""
-
-HARMLESS = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_TOOBIG,
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_MISMATCH,
-    sqlite3.SQLITE_MISUSE,
-}
-"""Errors that end one transaction and say nothing about the file."""

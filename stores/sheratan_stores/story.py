@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -17,8 +18,6 @@ LANES = ("a|render", "a|scan", "ab|render", "b|scan")
 AGENDAS = ("lease", "prune")
 LABELS = (("new", "run", "end"), ("render", "scan"), ("s1", "s2", "é"), ("m1", "m2"), ("n1",))
 HOUR = 3_600_000
-
-T = TypeVar("T")
 
 
 async def story(store: Store, seed: int, steps: int = 150) -> list[Any]:
@@ -66,7 +65,7 @@ class Teller:
         rows = [self._new_row() for _ in range(self._roll(8))]
         async with self._store.begin() as tx:
             seen = await tx.load(Wants(keys={row.key for row in rows}, counts={"new", "run"}))
-            seq = await tx.save(Changes(new=rows, counts=tally(rows, 1), ledger=[row.id.encode() for row in rows]))
+            seq = await tx.save(Changes(new=rows, counts=recount((), rows), ledger=[row.id.encode() for row in rows]))
         return seen, seq
 
     async def claim(self) -> Any:
@@ -75,20 +74,18 @@ class Teller:
         async with self._store.begin() as tx:
             seen = await tx.load(Wants(ready=lanes))
             deeper = await tx.load(Wants(ready={lane: limit + 2 for lane, limit in lanes.items()}))
-            rows = [self._claimed(row) for lane in lanes for row in deeper.ready[lane]]
-            seq = await tx.save(Changes(put=rows, counts={"claims": len(rows)}, ledger=[b"claim"] * len(rows)))
+            found = [row for lane in lanes for row in deeper.ready[lane]]
+            rows = [self._claimed(row) for row in found]
+            seq = await tx.save(Changes(put=rows, counts=recount(found, rows), ledger=[b"claim"] * len(rows)))
         return seen, deeper, seq
 
     async def change(self) -> Any:
         """Rows that were loaded by key get other labels, lanes and agendas, some of them none at all."""
         async with self._store.begin() as tx:
             seen = await tx.load(Wants(keys=self._some_keys(5), look=self._some_keys(2)))
-            looked = Wants(keys=set(sorted(seen.rows)))
-            loaded = await tx.load(looked)
+            loaded = await tx.load(Wants(keys=set(seen.rows)))
             rows = [self._dressed(key) for key in sorted(loaded.rows)]
-            deltas = tally(loaded.rows.values(), -1)
-            for name, delta in tally(rows, 1).items():
-                deltas[name] = deltas.get(name, 0) + delta
+            deltas = recount(loaded.rows.values(), rows)
             seq = await tx.save(Changes(put=rows, counts=deltas))
         return seen, seq
 
@@ -98,7 +95,7 @@ class Teller:
         async with self._store.begin() as tx:
             seen = await tx.load(Wants(due={due: 3}))
             gone = seen.due[due]
-            await tx.save(Changes(gone=[row.key for row in gone], counts=tally(gone, -1), ledger=[b"swept"]))
+            await tx.save(Changes(gone=[row.key for row in gone], counts=recount(gone, ()), ledger=[b"swept"]))
         return seen
 
     async def remove(self) -> Any:
@@ -106,7 +103,7 @@ class Teller:
         async with self._store.begin() as tx:
             seen = await tx.load(Wants(keys=self._some_keys(3)))
             gone = list(seen.rows.values())
-            await tx.save(Changes(gone=sorted(row.key for row in gone), counts=tally(gone, -1)))
+            await tx.save(Changes(gone=sorted(row.key for row in gone), counts=recount(gone, ())))
         return seen
 
     async def clash(self) -> Any:
@@ -179,13 +176,11 @@ class Teller:
         return msgspec.structs.replace(row, lane=None, labels=("run", *row.labels[1:]), agenda="lease", due_at=50)
 
 
-def tally(rows: Any, sign: int) -> dict[str, int]:
-    """How many rows carry each first label, times `sign`."""
-    found: dict[str, int] = {}
-    for row in rows:
-        name = row.labels[0] or "bare"
-        found[name] = found.get(name, 0) + sign
-    return found
+def recount(before: Iterable[Row], after: Iterable[Row]) -> dict[str, int]:
+    """By how much the numbers of rows with each first label change."""
+    deltas = Counter(row.labels[0] or "bare" for row in after)
+    deltas.subtract(row.labels[0] or "bare" for row in before)
+    return dict(deltas)
 
 
 async def listed(

@@ -50,7 +50,7 @@ def test_every_line_has_every_field_and_the_chain_goes_on_after_a_restart(path: 
         tell(audit, name, reason="why")
         audit.close()
     assert [line["event"] for line in lines(path)] == ["AUTH_FAILURE", "BACKPRESSURE_DROP", "HUB_STOP"]
-    fields = "seq ts event plane remote_addr node_id path reason detail prev_hash hash".split()
+    fields = ["seq", "ts", "event", "plane", "remote_addr", "node_id", "path", "reason", "detail", "prev_hash", "hash"]
     assert all(list(line) == fields for line in lines(path))
     assert verified(path) == 3
     assert path.stat().st_mode & 0o777 == 0o600

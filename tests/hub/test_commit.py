@@ -13,8 +13,9 @@ import pytest
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.commit import Committed
 from sheratan_hub.hub import Hub
-from sheratan_hub.rules.command import Code, Decision, Limits, Need, Refused, Scene, View
+from sheratan_hub.rules.command import Code, Decision, Limits, Need, Refused, Scene
 from sheratan_hub.rules.submit import Submit
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Conflict, Key, Loaded, StoreDown, StoreFull, Tx, Wants
 from sheratan_stores.memory import MemoryStore
 

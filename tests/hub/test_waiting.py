@@ -15,7 +15,6 @@ from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit
 
 MakeHub = Callable[..., Awaitable[Hub]]
-LOOKS: list[str] = []
 
 
 def pull(hub: Hub, node: str, wait_ms: int = 30_000, **fields: Any) -> asyncio.Task[Pulled]:
@@ -40,6 +39,8 @@ async def test_a_waiting_pull_gets_the_job_as_soon_as_it_is_there(make_hub: Make
 
 async def test_one_waiter_is_woken_for_one_job_first_come_first_served(make_hub: MakeHub) -> None:
     hub = await make_hub()
+    commands: list[int] = []
+    hub.observe(lambda committed: commands.append(committed.commands))
     tasks = []
     for n in range(5):
         tasks.append(pull(hub, f"n{n}"))
@@ -48,6 +49,7 @@ async def test_one_waiter_is_woken_for_one_job_first_come_first_served(make_hub:
         await submit(hub, f"j{n}")
         await settle()
     assert [task.done() for task in tasks] == [True, True, True, False, False]
+    assert sum(commands) == 5 + 3 + 3, "each of five looked once, three submits woke three"
     await hub.execute_many([Submit(f"k{n}", "k") for n in range(2)])
     await settle()
     assert all(task.done() for task in tasks)
@@ -80,13 +82,27 @@ async def test_a_wake_that_its_waiter_could_not_use_goes_to_the_next(make_hub: M
     await settle()
     staying = pull(hub, "staying")
     await settle()
-    hub.waiting.wake('[2,"k","",[]]')
-    leaving.cancel()
-    await settle()
+    hub.observe(lambda committed: leaving.cancel() and None)
     await submit(hub, "j")
     await settle()
+    assert leaving.cancelled()
     assert staying.done()
     assert staying.result().jobs[0].node_id == "staying"
+
+
+async def test_a_pull_whose_caller_left_before_its_batch_began_leases_nothing(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await submit(hub, "j")
+    async with hub.store.begin():
+        blocker = asyncio.create_task(submit(hub, "other", needs=("never",)))
+        await settle()
+        leaving = pull(hub, "leaving", wait_ms=0)
+        await settle()
+        leaving.cancel()
+        await settle()
+    await blocker
+    await settle()
+    assert [line.line for line in await hub.store.events() if b"leased" in line.line] == []
 
 
 async def test_a_caller_that_leaves_while_its_lease_is_written_gives_it_back_at_no_cost(make_hub: MakeHub) -> None:

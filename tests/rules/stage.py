@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheratan_hub.rules.command import Command, Event, Limits, Need, Scene, View
+from sheratan_hub.rules.command import Command, Event, Limits, Need, Scene
 from sheratan_hub.rules.jobs import Job, job_of
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Loaded, Row, Wants
 
 LEASE_MS = 10_000

@@ -38,7 +38,9 @@ def test_a_pull_may_name_its_kinds() -> None:
 def test_the_directory_agrees_with_a_plain_sort_under_random_changes() -> None:
     rng = random.Random(7)
     lanes, model = Lanes(), {}
-    names = [lane_name(level, kind, s, needs) for level in range(4) for kind in "ab" for s in "xy" for needs in ((), ("g",))]
+    names = [
+        lane_name(level, kind, s, needs) for level in range(4) for kind in "ab" for s in "xy" for needs in ((), ("g",))
+    ]
     for _ in range(2000):
         name, head = rng.choice(names), rng.randrange(100)
         if rng.random() < 0.3:

@@ -1,0 +1,166 @@
+"""The rows of one transaction as the decisions so far have left them: what every rule decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import msgspec
+
+from sheratan_hub.rules.command import Decision, Event, Need, Scene
+from sheratan_hub.storage import Changes, Key, Loaded, Ready, Row, Wants
+
+
+class View:
+    """The rows of one transaction as the decisions so far have left them.
+
+    Asking for something that was not loaded raises `Need`; so does a lane whose loaded part is used up.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.now = scene.now
+        self._rows: dict[Key, Row | None] = {}
+        self._ready: dict[str, list[Row]] = {}
+        self._depth: dict[str, int] = {}
+        self._at: dict[str, int] = {}
+        self._due: dict[str, list[Row]] = {}
+        self._counts: dict[str, int] = {}
+        self._fresh: set[Key] = set()
+        self._written: dict[Key, Row | None] = {}
+        self._deltas: dict[str, int] = {}
+        self._events: list[Event] = []
+
+    def add(self, wants: Wants, loaded: Loaded) -> None:
+        """Take in what the store found for `wants`. Rows already here keep what was decided on them."""
+        for key in (*wants.keys, *wants.look):
+            self._rows.setdefault(key, loaded.rows.get(key))
+        for ready, rows in loaded.ready.items():
+            self._ready[ready.lane] = rows
+            self._at[ready.lane] = 0
+            self._depth[ready.lane] = wants.ready[ready]
+            self._keep(rows)
+        for due, rows in loaded.due.items():
+            self._due[due.agenda] = rows
+            self._keep(rows)
+        for facet, n in loaded.counts.items():
+            self._counts.setdefault(facet, n)
+
+    def _keep(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._rows.setdefault(row.key, row)
+
+    def row(self, kind: str, id: str) -> Row | None:
+        """The row, locked, or None if there is none."""
+        key = Key(kind, id)
+        if key not in self._rows:
+            raise Need(Wants(keys={key}))
+        return self._rows[key]
+
+    def look(self, kind: str, id: str) -> Row | None:
+        """The row, only read, or None if there is none."""
+        key = Key(kind, id)
+        if key not in self._rows:
+            raise Need(Wants(look={key}))
+        return self._rows[key]
+
+    def has(self, kind: str, id: str) -> bool:
+        """Whether it is known if there is such a row."""
+        return Key(kind, id) in self._rows
+
+    def loaded(self, lane: str) -> bool:
+        """Whether any part of the lane was loaded."""
+        return lane in self._ready
+
+    def count(self, facet: str) -> int:
+        """How many there are of `facet`, this batch's decisions included."""
+        if facet not in self._counts:
+            raise Need(Wants(counts={facet}))
+        return self._counts[facet] + self._deltas.get(facet, 0)
+
+    def ready(self, lane: str, limit: int) -> list[Row]:
+        """Up to `limit` rows of `lane` that nobody in this batch has taken; fewer only if there are no more."""
+        if lane not in self._ready:
+            raise Need(Wants(ready={Ready(lane): limit}))
+        rows, start = self._ready[lane], self._first_left(lane)
+        found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
+        if len(found) < limit and len(rows) >= self._depth[lane]:
+            raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
+        return found
+
+    def _first_left(self, lane: str) -> int:
+        rows, at = self._ready[lane], self._at.get(lane, 0)
+        while at < len(rows) and not self._untouched(rows[at]):
+            at += 1
+        self._at[lane] = at
+        return at
+
+    def _untouched(self, row: Row) -> bool:
+        return row.key not in self._written
+
+    def due(self, agenda: str) -> list[Row]:
+        """The due rows loaded for `agenda`, as they are now; those changed by this batch are left out."""
+        return [row for row in self._due.get(agenda, ()) if self._untouched(row)]
+
+    def apply(self, decision: Decision) -> None:
+        """Make a decision part of what later commands of the batch see."""
+        for row in decision.new:
+            self._write(row.key, row)
+            self._fresh.add(row.key)
+        for row in decision.put:
+            self._write(row.key, row)
+        for key in decision.gone:
+            self._write(key, None)
+        self._events.extend(decision.events)
+
+    def _write(self, key: Key, row: Row | None) -> None:
+        before = self._rows.get(key)
+        for facet in facets(before):
+            self._deltas[facet] = self._deltas.get(facet, 0) - 1
+        for facet in facets(row):
+            self._deltas[facet] = self._deltas.get(facet, 0) + 1
+        self._rows[key] = self._written[key] = row
+
+    def changes(self) -> Changes:
+        """All decisions so far as one set of changes."""
+        out = Changes(counts={facet: n for facet, n in self._deltas.items() if n})
+        for key, row in self._written.items():
+            if row is None:
+                if key not in self._fresh:
+                    out.gone.append(key)
+            elif key in self._fresh:
+                out.new.append(row)
+            else:
+                out.put.append(row)
+        out.ledger = [_encode(event) for event in self._events]
+        return out
+
+    def heads(self) -> dict[str, int | None]:
+        """For each lane that was loaded: the order of its first row left, or None if nothing is left."""
+        return {lane: self._head(lane, rows) for lane, rows in self._ready.items()}
+
+    def _head(self, lane: str, rows: list[Row]) -> int | None:
+        at = self._first_left(lane)
+        if at < len(rows):
+            return rows[at].order
+        return rows[-1].order if rows and len(rows) >= self._depth[lane] else None
+
+    def trial(self) -> View:
+        """A copy to decide on; this view stays as it is."""
+        copy = View(self.scene)
+        copy._rows, copy._ready, copy._depth = dict(self._rows), self._ready, self._depth
+        copy._due, copy._counts = self._due, self._counts
+        copy._written, copy._deltas, copy._fresh = dict(self._written), dict(self._deltas), set(self._fresh)
+        return copy
+
+
+def facets(row: Row | None) -> tuple[str, ...]:
+    """What a row counts for: jobs by status, nodes by state, idempotency keys in all."""
+    if row is None:
+        return ()
+    if row.kind in ("job", "node"):
+        return (f"{row.kind}:{row.labels[0]}",)
+    return ("key",) if row.kind == "key" else ()
+
+
+_encode = msgspec.json.Encoder().encode

@@ -1,0 +1,58 @@
+"""A process for tests to kill: `child.py MODE PATH` opens the SQLite store at PATH and says "open" when it has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from sheratan_hub.clock import SystemClock
+from sheratan_hub.storage import Changes, Key, Row, StoreDown, Wants
+from sheratan_stores.sqlite import SqliteStore
+
+
+def say(text: object) -> None:
+    print(text, flush=True)
+
+
+async def hold() -> None:
+    """Holds the store until it is killed."""
+    sys.stdin.readline()
+
+
+async def fork() -> None:
+    """Holds the store and leaves a child behind, which lives until stdin ends."""
+    child = os.fork()
+    if child == 0:
+        sys.stdin.readline()
+        os._exit(0)
+    say(child)
+    sys.stdin.readline()
+
+
+async def commit(store: SqliteStore) -> None:
+    """Saves three rows, a counter and three lines at a time, and says the last seq of each save that returned."""
+    for n in range(1_000_000):
+        rows = [Row("job", f"{n:07}-{i}", b"x" * 300, lane="l", order=n) for i in range(3)]
+        try:
+            async with store.begin() as tx:
+                await tx.load(Wants(keys={Key("job", "none")}))
+                seq = await tx.save(Changes(new=rows, counts={"rows": 3}, ledger=[b"line"] * 3))
+        except StoreDown as error:
+            say(f"{type(error).__name__} {error}")
+            if n % 2:
+                return
+        else:
+            say(seq + 2)
+
+
+async def main(mode: str, path: str) -> None:
+    store = SqliteStore(f"sqlite://{path}", SystemClock())
+    await store.open()
+    say("open")
+    await (commit(store) if mode == "commit" else {"hold": hold, "fork": fork}[mode]())
+    await store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,301 @@
+"""The demo: a hub, two workers, two jobs for every file of Python's standard library; the hub is killed halfway.
+
+At the end every result is compared with one computed here. Exit status 1 when any is lost or wrong. Everything
+that was started is ended, whatever happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sheratan_hub.client import HubClient, HubUnreachable, Job, Refusal
+from tools import demo_worker
+
+KINDS: dict[str, Callable[[dict[str, str]], Any]] = {"text.stats": demo_worker.stats, "text.words": demo_worker.words}
+FOREIGN = {"site-packages", "dist-packages"}
+WORKERS = 2
+LOOK_SECONDS = 0.2
+GIVE_UP_SECONDS = 110
+MISSION = "stdlib"
+
+console = Console(highlight=False)
+Processes = list[subprocess.Popen[bytes]]
+Show = Callable[[int], None]
+
+
+class Site(NamedTuple):
+    """Where the demo's hub lives, and what its processes find in their environment."""
+
+    folder: Path
+    environ: dict[str, str]
+    ports: tuple[str, str]
+
+
+class Seen(NamedTuple):
+    """Every job at the end, the seconds from the first submit to the last result, those without a hub, and how
+    many of the jobs that were handed in a second time became new ones."""
+
+    jobs: list[Job]
+    seconds: float
+    away_seconds: float
+    doubled: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", choices=["sqlite"], default="sqlite", help="what the hub keeps its state in")
+    scheme = parser.parse_args().store
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    bodies = [body(kind, path) for path in stdlib_files() for kind in KINDS]
+    root = sysconfig.get_path("stdlib")
+    console.print(f"{len(bodies)} jobs: {' and '.join(KINDS)} for every .py file of {root}", soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="sheratan-demo-") as folder, owned_processes() as processes:
+        site = make_site(Path(folder), scheme)
+        try:
+            return verdict(bodies, asyncio.run(demo(site, bodies, processes)))
+        except KeyboardInterrupt:
+            return 130
+        except (TimeoutError, HubUnreachable, RuntimeError) as error:
+            console.print(f"[red]failed:[/red] {error or f'not done after {GIVE_UP_SECONDS} s'}")
+            for out in sorted(Path(folder).glob("*.out")):
+                console.print(f"--- {out.name}\n{out.read_text()[-2000:]}", markup=False)
+            return 1
+
+
+def stdlib_files() -> Iterator[str]:
+    """Every .py file of the running Python's standard library."""
+    root = Path(sysconfig.get_path("stdlib"))
+    return (str(path) for path in sorted(root.rglob("*.py")) if not FOREIGN & set(path.parts))
+
+
+def body(kind: str, path: str) -> dict[str, Any]:
+    """A job as it is submitted; its key makes it one job however often that happens."""
+    return {"kind": kind, "params": {"path": path}, "idempotency_key": f"{kind} {path}", "mission_id": MISSION}
+
+
+async def demo(site: Site, bodies: list[dict[str, Any]], processes: Processes) -> Seen:
+    control_url, data_url, token = (
+        site.environ[name] for name in ("HUB_CONTROL_URL", "HUB_DATA_URL", "SHERATAN_HUB_TOKEN")
+    )
+    hub = start_hub(site, processes)
+    async with asyncio.timeout(GIVE_UP_SECONDS), HubClient(control_url, data_url, token) as client:
+        await client.health()
+        start_workers(site, processes)
+        with progress(len(bodies)) as show:
+            began = time.monotonic()
+            await submit(client, bodies)
+            await until_done(client, len(bodies), len(bodies) // 2, show)
+            away_seconds = await kill_and_restart(site, hub, client, processes)
+            known = await submit(client, bodies[:500])
+            await until_done(client, len(bodies), len(bodies), show)
+            seconds = time.monotonic() - began
+        jobs = [job async for job in client.jobs(mission_id=MISSION, page=1000)]
+    return Seen(jobs, seconds, away_seconds, 500 - known)
+
+
+async def submit(client: HubClient, bodies: list[dict[str, Any]]) -> int:
+    """Hand in the jobs; how many of them the hub knew already."""
+    outcomes = await client.submit_many(bodies)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    if refused:
+        raise RuntimeError(f"{len(refused)} jobs were refused, the first: {refused[0]}")
+    return sum(outcome.dedup for outcome in outcomes if not isinstance(outcome, Refusal))
+
+
+async def until_done(client: HubClient, total: int, goal: int, show: Show) -> None:
+    """Wait until `goal` jobs are neither waiting nor running."""
+    while True:
+        metrics = await client.metrics("data")
+        done = total - metrics["queue_depth"] - metrics["inflight_jobs"]
+        show(done)
+        if done >= goal:
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def kill_and_restart(site: Site, hub: subprocess.Popen[bytes], client: HubClient, processes: Processes) -> float:
+    """Kill the hub with SIGKILL, start another on the same ports and store; how long (s) there was none."""
+    hub.kill()
+    await asyncio.to_thread(hub.wait)
+    gone = time.monotonic()
+    start_hub(site, processes)
+    await client.health()
+    away_seconds = time.monotonic() - gone
+    console.print(f"[yellow]the hub was killed (SIGKILL) and is back after {away_seconds:.1f} s[/yellow]")
+    return away_seconds
+
+
+def verdict(bodies: list[dict[str, Any]], seen: Seen) -> int:
+    """Compare every result with one computed here, show what happened; the exit status."""
+    found: dict[str, list[Job]] = {}
+    for job in seen.jobs:
+        found.setdefault(f"{job.kind} {job.params['path']}", []).append(job)
+    with ProcessPoolExecutor() as pool:
+        expected = list(pool.map(expect, bodies, chunksize=50))
+    wrong = lost = 0
+    for one, result in zip(bodies, expected, strict=True):
+        jobs = found.get(one["idempotency_key"], [])
+        lost += not any(job.status == "completed" for job in jobs)
+        wrong += any(job.status == "completed" and job.result != result for job in jobs)
+    doubled = len(seen.jobs) - len(found) + seen.doubled
+    show_counts(seen, lost, wrong, doubled)
+    show_slowest(seen.jobs)
+    good = not lost and not wrong and not doubled
+    console.print("[green]every result is right[/green]" if good else "[red]results are lost, wrong or doubled[/red]")
+    return 0 if good else 1
+
+
+def expect(one: dict[str, Any]) -> Any:
+    """What a job's result must be, as it comes out of JSON."""
+    result = KINDS[one["kind"]](one["params"])
+    return [list(pair) for pair in result] if isinstance(result, list) else result
+
+
+def show_counts(seen: Seen, lost: int, wrong: int, doubled: int) -> None:
+    jobs = seen.jobs
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("jobs", len(jobs)),
+        ("completed", sum(job.status == "completed" for job in jobs)),
+        ("deliveries", sum(job.attempt for job in jobs)),
+        ("jobs delivered again", sum(job.attempt > 1 for job in jobs)),
+        ("leases lost", sum(job.losses for job in jobs)),
+        ("lost", lost),
+        ("wrong", wrong),
+        ("doubled", doubled),
+        ("seconds", f"{seen.seconds:.1f}"),
+        ("of them without a hub", f"{seen.away_seconds:.1f}"),
+        ("jobs a second", f"{len(jobs) / seen.seconds:.0f}"),
+    ):
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+def show_slowest(jobs: list[Job]) -> None:
+    root = sysconfig.get_path("stdlib")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("slowest")
+    table.add_column("kind")
+    table.add_column("ms", justify="right")
+    for job in sorted(jobs, key=took_ms, reverse=True)[:5]:
+        table.add_row(os.path.relpath(job.params["path"], root), job.kind, f"{took_ms(job):.0f}")
+    console.print(table)
+
+
+def took_ms(job: Job) -> float:
+    """From the last delivery to the end."""
+    if job.started_at is None or job.finished_at is None:
+        return 0.0
+    return (datetime.fromisoformat(job.finished_at) - datetime.fromisoformat(job.started_at)).total_seconds() * 1000
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Show]:
+    """A function that is told how many are done: a bar on a terminal, else a line for each tenth."""
+    if not console.is_terminal:
+        told = 0
+
+        def tell(done: int) -> None:
+            nonlocal told
+            if done * 10 // total > told:
+                told = done * 10 // total
+                console.print(f"{done} of {total} done")
+
+        yield tell
+        return
+    columns = TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("jobs", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def make_site(folder: Path, scheme: str) -> Site:
+    ports = free_ports()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SHERATAN_", "HUB_"))}
+    environ |= {
+        "HUB_CONTROL_URL": f"http://127.0.0.1:{ports[0]}",
+        "HUB_DATA_URL": f"http://127.0.0.1:{ports[1]}",
+        "SHERATAN_HUB_TOKEN": secrets.token_hex(16),
+        "SHERATAN_STORE_URL": f"{scheme}://{folder / 'hub.db'}",
+        "SHERATAN_DATA_DIR": str(folder),
+        "SHERATAN_MAX_QUEUE_DEPTH": "100000",
+        "SHERATAN_LEASE_TIMEOUT": "10",
+        "SHERATAN_RESTART_GRACE_SEC": "3",
+    }
+    return Site(folder, environ, ports)
+
+
+def free_ports() -> tuple[str, str]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return str(one.getsockname()[1]), str(other.getsockname()[1])
+
+
+@contextmanager
+def owned_processes() -> Iterator[Processes]:
+    """A list of processes that are ended, and waited for, at the end."""
+    processes: Processes = []
+    try:
+        yield processes
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def start_hub(site: Site, processes: Processes) -> subprocess.Popen[bytes]:
+    return start(site, processes, "hub", "serve", "--control-port", site.ports[0], "--data-port", site.ports[1])
+
+
+def start_workers(site: Site, processes: Processes) -> None:
+    module = str(Path(__file__).resolve().with_name("demo_worker.py"))
+    for number in range(1, WORKERS + 1):
+        name = f"worker-{number}"
+        start(site, processes, name, "worker", module, "--node-id", name, "--concurrency", "2")
+
+
+def start(site: Site, processes: Processes, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A `sheratan-hub` of this Python, its output in a file, out of reach of the terminal's Ctrl-C."""
+    with (site.folder / f"{name}.out").open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sheratan_hub", *arguments],
+            env=site.environ,
+            cwd=site.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    processes.append(process)
+    return process
+
+
+if __name__ == "__main__":
+    sys.exit(main())
