@@ -61,7 +61,7 @@ class Lease(Answer, frozen=True, kw_only=True):
     @property
     def params(self) -> Any:
         """The job's parameters."""
-        return orjson.loads(self.params_json)
+        return orjson.loads(bytes(self.params_json))
 
 
 class Pulled(Answer, frozen=True, kw_only=True):

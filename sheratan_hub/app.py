@@ -115,10 +115,10 @@ class App:
         await self.store.close()
 
     def _tell(self, event: str) -> None:
-        meta = {"version": __version__, "store": self.settings_store_scheme()}
+        meta = {"version": __version__, "store": self.store_scheme()}
         self.hub.report(Event(self.clock.now(), event, "hub", meta=meta), HUB)
 
-    def settings_store_scheme(self) -> str:
+    def store_scheme(self) -> str:
         """The store's scheme; the rest of its URL may hold a password."""
         return store_url(self.settings).partition("://")[0]
 
@@ -168,7 +168,9 @@ def _say(app: App) -> None:
     control, data = app.settings.control.host, app.settings.data.host
     print(f"control plane  http://{control}:{app.ports['control']}", flush=True)
     print(f"data plane     http://{data}:{app.ports['data']}", flush=True)
-    print(f"store          {app.settings_store_scheme()}, logs in {app.settings.hub.data_dir}/logs", flush=True)
+    print(f"store          {app.store_scheme()}, logs in {app.settings.hub.data_dir}/logs", flush=True)
+    print("try next       sheratan-hub submit hello --params '{\"n\": 1}'; sheratan-hub jobs list", flush=True)
+    print(f"               curl http://{control}:{app.ports['control']}/health", flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

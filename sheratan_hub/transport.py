@@ -5,6 +5,7 @@ The hub fences every verb, so any of them may be repeated blindly after a lost o
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 CONNECT_SECONDS = 5.0
+PIECE_BYTES = 512 * 1024
 
 
 class HubRefused(Exception):
@@ -149,7 +151,7 @@ class Transport:
                 request.method,
                 URL(url, encoded=True),
                 params=dict(request.query),
-                data=request.body,
+                data=_data(request.body),
                 headers={"Content-Type": "application/json"} if request.body is not None else None,
                 timeout=_timeout(request.wait_seconds + self._answer_seconds),
                 allow_redirects=False,
@@ -200,6 +202,11 @@ def _problem(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _data(body: bytes | None) -> bytes | io.BytesIO | None:
+    """The body as aiohttp wants it: a large one as a file, which it sends in pieces."""
+    return io.BytesIO(body) if body is not None and len(body) > PIECE_BYTES else body
 
 
 def _cause(error: Exception) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -40,36 +39,27 @@ class FileLock:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             HELD.add(self._file)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(Holder(os.getpid(), socket.gethostname(), rfc3339(self._clock.now())))
+            self._write(self._file)
         except BlockingIOError:
-            self._forget()
-            raise StoreRefused(f"{self._path} is held by {describe(self._path)}; only one may write") from None
+            self.release()
+            raise StoreRefused(f"{self._path} is held by {describe(self._path)}") from None
         except OSError as error:
-            self._forget()
+            self.release()
             raise StoreRefused(f"{self._path} cannot be locked: {error.strerror}") from error
 
     def release(self) -> None:
         """Let go. Safe to call when the lock is not held."""
         if self._file is not None:
-            with suppress(OSError):
-                os.ftruncate(self._file, 0)
-        self._forget()
-
-    def _write(self, holder: Holder) -> None:
-        text = msgspec.json.encode(holder) + b"\n"
-        os.pwrite(self._require(), text, 0)
-        os.ftruncate(self._require(), len(text))
-
-    def _require(self) -> int:
-        if self._file is None:
-            raise ValueError("the lock is not held")
-        return self._file
-
-    def _forget(self) -> None:
-        if self._file is not None:
             HELD.discard(self._file)
             os.close(self._file)
             self._file = None
+
+    def _write(self, file: int) -> None:
+        holder = Holder(os.getpid(), socket.gethostname(), rfc3339(self._clock.now()))
+        text = msgspec.json.encode(holder) + b"\n"
+        # Over the old text, and cut only then: on a full disk that needs no room.
+        os.pwrite(file, text, 0)
+        os.ftruncate(file, len(text))
 
 
 def holder_of(path: Path) -> Holder | None:

@@ -14,6 +14,9 @@ APPLICATION_ID = 0x53484855
 CHECK_BYTES = 32 * 1024 * 1024
 """Up to this size a file is checked whole when it is opened (about 0.1 s); above, `sheratan-hub check` does."""
 
+DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""Errors that speak of what is in the file: a plain error means that a table we made is not there."""
+
 # doc stands last, or reading a label behind a doc of 1 MiB would walk through all of its pages. A label's index
 # holds the kind as well, because a page asks for both, and an id alone does not say where to go on.
 FORMAT_1 = """
@@ -63,7 +66,8 @@ def _look_inside(path: Path) -> int:
             version = _format(db, path)
             found = _first_damage(db, path)
     except sqlite3.Error as error:
-        raise StoreRefused(f"{path} is damaged: {error}") from error
+        what = "is damaged" if error.sqlite_errorcode & 0xFF in DAMAGE else "cannot be opened"
+        raise StoreRefused(f"{path} {what}: {error}") from error
     if found:
         raise StoreRefused(f"{path} is damaged: {found}")
     return version
