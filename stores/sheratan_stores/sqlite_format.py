@@ -60,9 +60,11 @@ def look(path: Path) -> int:
 
 
 def _look_inside(path: Path) -> int:
-    # Read-only, because the last connection that may write also folds the log into the file when it closes.
+    # A log that was not folded in must be read too, but read-only: the last connection that may write would fold it.
+    log = path.with_name(f"{path.name}-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as db:
             version = _format(db, path)
             found = _first_damage(db, path)
     except sqlite3.Error as error:

@@ -66,7 +66,9 @@ def test_what_was_acknowledged_is_there_after_kill_9(served: Served) -> None:
     def work() -> None:
         try:
             while True:
-                for lease in served.ask("POST", "/api/jobs/pull", {"node_id": "w", "max": 5, "capabilities": []})["jobs"]:
+                for lease in served.ask("POST", "/api/jobs/pull", {"node_id": "w", "max": 5, "capabilities": []})[
+                    "jobs"
+                ]:
                     done = {"lease_id": lease["lease_id"], "ok": True, "result": lease["params"]}
                     assert served.ask("POST", f"/api/jobs/{lease['job_id']}/result", done)["ok"]
                     results.append(lease["job_id"])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,26 +53,26 @@ async def refusal(path: Path) -> str:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    names = {path.name, f"{path.name}-wal"}
-    return {each.name: each.read_bytes() for each in path.parent.iterdir() if each.name in names and each.is_file()}
+    """Every file beside `path`, but for the lock and SQLite's map of the log, which it makes anew."""
+    ours = path.parent.glob(f"{path.name}*")
+    return {each.name: each.read_bytes() for each in ours if each.is_file() and each.suffix not in (".lock", ".db-shm")}
 
 
-@asynccontextmanager
-async def child(mode: str, path: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+@contextmanager
+def child(mode: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has opened the store; killed at the end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(CHILD), mode, str(path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"open\n"
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
+    command = [sys.executable, str(CHILD), mode, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert heard(process) == "open"
+            yield process
+        finally:
             process.kill()
-        process.stdin.close()
-        await asyncio.wait_for(process.wait(), 30)
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 @pytest.fixture(autouse=True)
@@ -95,19 +95,18 @@ async def test_a_second_store_is_refused_at_once_naming_the_holder(path: Path) -
 
 
 async def test_the_lock_dies_with_its_process(path: Path) -> None:
-    async with child("hold", path) as process:
+    with child("hold", path) as process:
         assert f"process {process.pid} " in await refusal(path)
         process.send_signal(signal.SIGKILL)
-        await process.wait()
+        process.wait(30)
         await fill(path)
 
 
 async def test_a_child_of_a_killed_hub_does_not_keep_the_lock(path: Path) -> None:
-    async with child("fork", path) as process:
-        assert process.stdout is not None
-        orphan = int(await process.stdout.readline())
+    with child("fork", path) as process:
+        orphan = int(heard(process))
         process.send_signal(signal.SIGKILL)
-        await asyncio.wait_for(process.wait(), 30)
+        process.wait(30)
         os.kill(orphan, 0)
         await fill(path)
 
@@ -263,12 +262,13 @@ async def test_a_damaged_database_is_refused_untouched(path: Path, harm: Callabl
 
 async def test_damage_met_while_running_ends_the_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill(path, rows=500)
-    path.write_bytes(path.read_bytes()[:8192] + b"\xff" * 4096 * 40)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\xff" * (len(content) // 2))
     monkeypatch.setattr(sqlite_format, "CHECK_BYTES", 0)
     store = make(path)
-    with pytest.raises(StoreDown):
-        await store.open()
-        await store.page("job")
+    await store.open()
+    with pytest.raises(StoreDown, match="CORRUPT"):
+        await store.page("job", limit=500)
     with pytest.raises(StoreDown):
         await store.counts()
     await store.close()

@@ -125,7 +125,7 @@ async def in_transaction(store: SqliteStore, wants: Wants) -> None:
 def build(db: Any) -> None:
     db.execute("BEGIN")
     db.execute(f"WITH RECURSIVE n (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM n WHERE n < {ROWS - 1}) " + FILL)
-    db.execute("INSERT INTO ledger SELECT n + 1, 1, n, 'x' FROM rows")
+    db.execute("INSERT INTO ledger SELECT n + 1, 1, n, x'78' FROM rows")
     db.execute("COMMIT")
 
 

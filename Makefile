@@ -1,0 +1,44 @@
+# Everything is reachable from here; each target sets up what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check format smoke lock clean
+
+help: ## what can be done here
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv and install everything, with plain venv and pip
+
+$(STAMP): pyproject.toml tools/lock/dev.txt tools/setup.sh
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+	@touch $(STAMP)
+
+demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle
+	@$(BIN)/python tools/demo.py
+
+run: setup ## serve on SQLite in the foreground
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sheratan-hub serve
+
+test: setup ## every test, each suite within its budget of seconds
+	@$(BIN)/python tools/suites.py
+
+check: setup ## format, lint, types, floors, no registry's address
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python tools/floors.py
+
+format: setup ## let ruff format and mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+smoke: setup ## the operators' checklist against a hub of its own, or HUB_CONTROL_URL and HUB_DATA_URL
+	@$(BIN)/sheratan-hub smoke
+
+lock: setup ## resolve the dependencies anew into tools/lock
+	@sh tools/lock.sh
+
+clean: ## remove what was installed and cached
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

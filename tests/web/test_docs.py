@@ -1,0 +1,428 @@
+"""The reference and the README against the code: what the code has is told, what is told exists."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+
+from sheratan_hub import audit, canonical, config, handlers
+from sheratan_hub.audit import Audit
+from sheratan_hub.clock import VirtualClock
+from sheratan_hub.config import FIELDS, SECRETS, Settings
+from sheratan_hub.metrics import Metrics
+from sheratan_hub.rules import jobs, pull
+from sheratan_hub.rules.attestation import Attested
+from sheratan_hub.rules.command import Code, Event, Limits
+from sheratan_hub.rules.nodes import Node
+from sheratan_hub.web import forms, render
+from sheratan_hub.web.errors import STATUS
+from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
+from sheratan_hub.web.routes import ROUTES
+from tests.conftest import TOKEN, MakeSite
+
+ROOT = Path(__file__).parents[2]
+PROTOCOL = (ROOT / "docs/protocol.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+FORMS: dict[str, type[msgspec.Struct]] = {
+    "A job to submit": forms.JobForm,
+    "Several jobs": forms.BatchForm,
+    "A pull": forms.PullForm,
+    "A result": forms.ResultForm,
+    "Several results": forms.ResultsForm,
+    "An extension": forms.ExtendForm,
+    "A release": forms.ReleaseForm,
+    "Heartbeat": forms.BeatForm,
+}
+ANSWERS: dict[str, type[msgspec.Struct]] = {
+    "Answer to a submit": render.SubmitAnswer,
+    "A job": render.JobAnswer,
+    "A lease": render.LeaseAnswer,
+}
+
+
+def section(heading: str) -> str:
+    """What stands below a heading, up to the next one of any level."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", PROTOCOL, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/protocol.md has no heading {heading!r}"
+    return found[1]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of all tables below a heading, their heads left out, backticks and bars kept apart."""
+    rows = [line for line in section(heading).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    heads = {place - 1 for place, row in enumerate(cells) if all(set(cell) <= {"-"} for cell in row)}
+    return [row for place, row in enumerate(cells) if place not in heads and place - 1 not in heads]
+
+
+def column(heading: str, place: int = 0) -> list[str]:
+    return [row[place].strip("`") for row in table(heading)]
+
+
+def told_once(told: list[str], there: Iterable[str]) -> None:
+    assert sorted(told) == sorted(set(there))
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+# Routes, codes, reasons, states
+
+
+def test_the_reference_lists_every_route_on_its_plane_and_no_other():
+    for heading, plane in (("Control plane", "control"), ("Data plane", "data"), ("Both planes", "both")):
+        told_once(column(heading), (f"{route.method} {route.path}" for route in ROUTES if route.plane == plane))
+
+
+def test_the_reference_tells_the_right_of_every_route():
+    told = {row[0].strip("`"): row[1].strip("`") for plane in PLANE_HEADINGS for row in table(plane)}
+    assert told == {f"{route.method} {route.path}": route.right for route in ROUTES}
+    assert {row[0].strip("`") for row in table("Credentials")} == {route.right for route in ROUTES}
+
+
+def test_the_reference_tells_whether_a_route_takes_a_body_and_may_do_without():
+    for heading in PLANE_HEADINGS:
+        for name, _, body, _ in table(heading):
+            route = next(route for route in ROUTES if f"{route.method} {route.path}" == name.strip("`"))
+            assert bool(body) == (route.form is not None), name
+            assert ("none" in body) == route.body_optional, name
+
+
+PLANE_HEADINGS = ("Control plane", "Data plane", "Both planes")
+
+
+def test_the_reference_lists_every_code_with_its_status_and_no_other():
+    told = {row[0].strip("`"): int(row[1]) for row in table("Codes")}
+    assert told.keys() == {str(code) for code in Code}
+    assert told == {str(code): status for code, status in STATUS.items()}
+    assert len(told) == len(table("Codes"))
+
+
+def test_the_reference_lists_every_reason_of_jobs_and_of_pulls_and_no_other():
+    told_once(column("Of jobs"), jobs.REASONS)
+    told_once(column("Of pulls"), pull.REASONS)
+
+
+def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
+    ends = {"Timeout", "RETRIES_EXHAUSTED", "NOT_RETRYABLE"}  # of attempts that the sweep ended
+    guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
+    audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
+    assert '"Timeout"' in (ROOT / "sheratan_hub/rules/sweep.py").read_text()
+    assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
+    told_once(column("Of audit lines"), audited | ends | guards)
+    assert {row[1] for row in table("Of audit lines")} <= audit_events()
+
+
+def reasons_in_code() -> Iterator[str]:
+    """The texts that refusals and lost leases are given as their reason."""
+    for path in sorted((ROOT / "sheratan_hub").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            given = [word.value for word in node.keywords if word.arg == "reason" and node.func.id == "Refused"]
+            given += node.args[1:2] if node.func.id == "_fail" else node.args[2:3] if node.func.id == "_loss" else []
+            yield from (one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str))
+
+
+def test_the_reference_lists_every_transition_and_no_other():
+    told = [tuple(cell.strip("`") for cell in row[:3]) for row in table("States and transitions")]
+    assert sorted(told) == sorted((*key, to) for key, to in jobs.TRANSITIONS.items())
+
+
+def test_the_reference_names_every_state_and_no_other():
+    sentence = re.search(r"A job is (.*?)\.", section("States and transitions"), re.DOTALL)
+    assert sentence
+    states = set(jobs.TRANSITIONS.values()) | {state for state, _ in jobs.TRANSITIONS}
+    told_once(re.findall(r"`(\w+)`", sentence[1]), states)
+
+
+# Bodies and answers
+
+
+@pytest.mark.parametrize("heading", FORMS)
+def test_the_reference_lists_every_field_of_a_body_with_its_default(heading: str):
+    fields = {field.encode_name: field for field in msgspec.structs.fields(FORMS[heading])}
+    told_once(column(heading), fields)
+    for name, _, default, *_ in table(heading):
+        field = fields[name.strip("`")]
+        assert default == ("needed" if field.required else f"`{json_of(field.default)}`"), name
+
+
+def json_of(value: Any) -> str:
+    return bytes(value).decode() if isinstance(value, msgspec.Raw) else json.dumps(value)
+
+
+@pytest.mark.parametrize("heading", FORMS)
+def test_the_reference_tells_the_bounds_of_every_number_in_a_body(heading: str):
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(FORMS[heading])}
+    for name, bounds, *_ in table(heading):
+        schema = msgspec.json.schema(types[name.strip("`")])
+        for kind in schema.get("anyOf", [schema]):
+            numbers = [kind[key] for key in ("minimum", "exclusiveMinimum", "maximum") if key in kind]
+            for number in numbers:
+                assert re.search(rf"\b{number:g}\b" if number < 1e5 else rf"\b{int(number)}\b", bounds), name
+            for choice in kind.get("enum", ()):
+                assert str(choice) in bounds, name
+
+
+@pytest.mark.parametrize("heading", ANSWERS)
+def test_the_reference_lists_every_field_of_an_answer(heading: str):
+    told_once(column(heading), ANSWERS[heading].__struct_fields__)
+
+
+def test_the_reference_lists_every_field_of_a_node():
+    answer = render.node_answer(Node("n", 0, 0, attested=Attested()), 0, Limits())
+    told_once(column("A node"), answer)
+    said = next(row[1] for row in table("A node") if row[0] == "`attestation`")
+    assert all(f"`{name}`" in said for name in answer["attestation"])
+
+
+def test_the_reference_tells_the_bounds_of_pages():
+    (limit,) = (row for row in table("Query") if row[0] == "`limit`")
+    assert limit[1:] == [f"1 to {PAGE_MAX}", str(PAGE_DEFAULT)]
+
+
+# Integrity
+
+
+def test_the_worked_example_of_integrity_is_right():
+    text = section("Integrity")
+    result, sha, sig = fenced(text, "json")
+    (checked,) = fenced(text, "text")
+    job_id = re.search(r"Job `([^`]+)`", text)
+    key = re.search(r"under the key `([^`]+)`", text)
+    assert job_id
+    assert key
+    given = (job_id[1], True, result.strip().encode(), b"null")
+    assert canonical.result_text(*given).decode() == checked.strip()
+    assert canonical.result_sha256(*given) == json.loads(sha)["sha256"]
+    assert canonical.result_sig(key[1], *given) == json.loads(sig)["sig"]
+
+
+# Configuration
+
+
+def test_the_reference_lists_every_setting_with_its_default_bounds_and_variables_and_no_other():
+    rows = [row for row in table("Configuration") if len(row) == 5]
+    told = {row[0].strip("`"): (json.loads(row[1].strip("`")), row[2], re.findall(r"`(\w+)`", row[3])) for row in rows}
+    assert told == {
+        key: (
+            list(field.default) if isinstance(field.default, tuple) else field.default,
+            config._allowed(key),
+            [name for name, of in config.ENVIRONMENT.items() if of == key],
+        )
+        for key, field in FIELDS.items()
+    }
+    assert len(rows) == len(FIELDS)
+
+
+def test_the_reference_lists_every_secret_and_no_variable_that_does_not_exist():
+    secrets = {row[0].strip("`"): row for row in table("Configuration") if len(row) == 4}
+    assert secrets.keys() == SECRETS.keys()
+    for name, source in SECRETS.items():
+        assert tuple(re.findall(r"`(\w+)`", secrets[name][1])) == source.variables
+        assert secrets[name][2] == f"`{source.file_key}`"
+    ours = {*config.ENVIRONMENT, *config.LATER, *(name for one in SECRETS.values() for name in one.variables)}
+    assert set(re.findall(r"\bSHERATAN_[A-Z_]+\b", section("Configuration"))) == ours
+    for text in (PROTOCOL, README):
+        assert set(re.findall(r"`(SHERATAN_[A-Z_]+)`", text)) <= ours
+
+
+def test_settings_that_the_documents_name_exist():
+    for text in (PROTOCOL, README, (ROOT / "DESIGN.md").read_text()):
+        for name, key in re.findall(r"`\[(\w+)\]\s(\w+)`", text):
+            assert f"{name}.{key}" in FIELDS
+
+
+# Audit, ledger, metrics
+
+
+def audit_events() -> set[str]:
+    return {f"`{name}`" for name in (*audit.NAMES.values(), "LEASE_REAP")}
+
+
+def test_the_reference_lists_every_audit_event_and_no_other():
+    told = [row[0] for row in table("Audit log") if row[0].strip("`").isupper()]
+    assert sorted(told) == sorted(audit_events())
+
+
+def test_the_reference_lists_every_field_of_an_audit_line_and_its_check_finds_a_change(tmp_path: Path):
+    clock = VirtualClock()
+    log = Audit(tmp_path / "audit.jsonl", clock)
+    from sheratan_hub.commit import Committed, Happened, Origin
+    from sheratan_hub.storage import Changes
+
+    event = Event(clock.now(), "refused.invalid_token", "client", meta={"reason": "invalid_token"})
+    for _ in range(4):
+        log.committed(Committed([Happened([event], Origin("data", "127.0.0.1", "/api/jobs"))], Changes(), 0))
+    log.close()
+    lines = log.path.read_bytes().splitlines()
+    told = [row[0].strip("`") for row in table("Audit log") if not row[0].strip("`").isupper()]
+    assert told == list(json.loads(lines[-1]))
+
+    space: dict[str, Any] = {}
+    exec(fenced(section("Audit log"), "python")[0], space)
+    space["check"](log.path)
+    log.path.write_bytes(log.path.read_bytes().replace(b"127.0.0.1", b"127.0.0.2", 1))
+    with pytest.raises(AssertionError):
+        space["check"](log.path)
+
+
+def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
+    silent = {"due", "expired"}  # a delay that is over is no event, and what expired is told as failed
+    told_once(
+        column("Ledger"),
+        {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
+        | {"job.submitted", "job.cancel_requested"}
+        | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
+        | {"node.forgotten"},
+    )
+    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull)\.\w+)`", section("Ledger")))
+    assert set(events_in_code()) <= known
+
+
+def events_in_code() -> Iterator[str]:
+    """The names that events are made with."""
+    for path in sorted((ROOT / "sheratan_hub").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                first = node.args[1:2] if node.func.id in ("Event", "job_event") else []
+                prefix = "job." if node.func.id == "job_event" else ""
+                yield from (prefix + one.value for one in first if isinstance(one, ast.Constant))
+
+
+def test_the_reference_lists_every_metric_with_its_type_and_no_other():
+    found = [family for family in Metrics(VirtualClock()).registry.collect() if family.name.startswith("sheratan_")]
+    there = {family.name + ("_total" if family.type == "counter" else ""): family.type for family in found}
+    assert {row[0].strip("`"): row[1] for row in table("Prometheus")} == there
+
+
+def test_the_reference_tells_the_labels_of_metrics():
+    metrics = Metrics(VirtualClock())
+    for name, _, labels, _ in table("Prometheus"):
+        collector = metrics.registry._names_to_collectors[name.strip("`")]
+        assert re.findall(r"`(\w+)`", labels) == list(collector._labelnames), name
+
+
+def test_the_reference_lists_every_json_key_of_metrics_and_no_other():
+    metrics = Metrics(VirtualClock())
+    there = [*flat(metrics.control_json({})), *flat(metrics.data_json({}))]
+    assert column("JSON keys") == there
+
+
+def flat(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else (name,)
+
+
+# Links and README
+
+
+def test_links_inside_the_documents_lead_somewhere():
+    for name in ("README.md", "DESIGN.md", "CHANGELOG.md", "docs/protocol.md"):
+        path = ROOT / name
+        text = path.read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            file, _, anchor = target.partition("#")
+            assert not file or (path.parent / file).is_file(), f"{name}: {target}"
+            if anchor:
+                assert anchor in anchors(text), f"{name}: {target}"
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {name for names in re.findall(r"^([a-z][a-z ]*):(?!=)", makefile, re.MULTILINE) for name in names.split()}
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?=`|$|\s+#)", README, re.MULTILINE)) <= targets
+    first, second = re.findall(r"^make ([a-z]+)", README, re.MULTILINE)[:2]
+    assert (first, second) == ("demo", "test")
+
+
+def test_commands_and_options_of_the_readme_exist():
+    from sheratan_hub.cli import main
+
+    spoken = [*re.findall(r"`sheratan-hub ([^`]+)`", README), *re.findall(r"^sheratan-hub (.+)$", README, re.MULTILINE)]
+    assert len(spoken) > 8
+    for text in spoken:
+        resolve(main, text.split(), text)
+
+
+def resolve(command: click.Command, words: list[str], text: str) -> None:
+    """Follow the words down the groups; every option must be one of the command it stands at."""
+    known = {option for param in command.params for option in param.opts}
+    for place, word in enumerate(words):
+        if isinstance(command, click.Group) and word in command.commands:
+            resolve(command.commands[word], words[place + 1 :], text)
+            return
+        assert not word.startswith("-") or word in known, text
+    assert not isinstance(command, click.Group), text
+
+
+def test_the_features_that_the_readme_says_are_missing_are_missing():
+    paths = {route.path for route in ROUTES}
+    for later in ("/redrive", "/drain", "/explain", "/openapi.json", "/api/audit", "/api/ledger", "/api/missions"):
+        assert not any(path.endswith(later) for path in paths), later
+
+
+async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSite, tmp_path: Path):
+    site = await make_site()
+    session = next(block for block in fenced(README, "sh") if block.startswith("hub()"))
+    assert len(session.splitlines()) == 5
+    session = session.replace("shared-secret", TOKEN).replace(":8788", f":{site.app.ports['data']}")
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-e", "-c", session, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, err = await asyncio.wait_for(shell.communicate(), 30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            shell.kill()
+    assert shell.returncode == 0, err.decode()
+    (listed,) = (await site.data("GET", "/api/jobs"))[1]["jobs"]
+    assert (listed["status"], listed["result"]) == ("completed", {"said": "Hello Ada"})
+    assert json.loads(out.splitlines()[-1]) == {"ok": True, **listed}
+
+
+async def test_the_worker_and_the_client_of_the_readme_work_together(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    site = await make_site()
+    monkeypatch.setattr(handlers, "_registered", {})
+    worker, client = fenced(README, "python")
+    assert len(worker.splitlines()) <= 10
+    space: dict[str, Any] = {}
+    exec(worker, space)
+    assert set(handlers._registered) == {"text.stats"}
+    text = tmp_path / "text"
+    text.write_text("one two\nthree\n")
+
+    urls = f'control_url="{site.url("control", "")}", data_url="{site.url("data", "")}", '
+    exec(client.replace("HubClient(token", f"HubClient({urls}token").replace("shared-secret", TOKEN), space)
+    counting = asyncio.create_task(space["count"](str(text)))
+    lease = await site.lease(kinds=["text.stats"], wait_seconds=10)
+    await site.finish(lease, result=space["stats"](lease["params"]))
+    assert await asyncio.wait_for(counting, 30) == {"lines": 2, "words": 3}
+
+
+def test_the_default_token_and_ports_of_the_documents_are_the_defaults():
+    defaults = Settings()
+    assert config.DEFAULT_TOKEN in README
+    assert f"127.0.0.1:{defaults.data.port}" in README
+    assert f"**control plane** ({defaults.control.port})" in PROTOCOL
+    assert f"({defaults.data.port})" in PROTOCOL
