@@ -90,6 +90,7 @@ class App:
         await self.store.open()
         await self.hub.start()
         self._committing = asyncio.create_task(self.hub.committer.run(), name="committer")
+        await self.hub.sweep()
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
@@ -152,6 +153,8 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
     except (StoreRefused, StoreDown, OSError) as no:
         await app.stop()
         return _cannot_start(no)
+    if not settings.auth.token_required:
+        log.warning("SHERATAN_HUB_TOKEN_REQUIRED is off: whoever reaches these ports may do everything")
     _say(app)
     await stop.wait()
     log.info("stopping")

@@ -83,7 +83,7 @@ class Audit:
                     self._take(name, event, happened.origin)
 
     def _name(self, event: Event) -> str | None:
-        if event.actor == "hub" and event.event.startswith("job.") and "attempt" in event.meta:
+        if "cause" in event.meta:
             return "LEASE_REAP"
         return NAMES.get(event.event)
 

@@ -59,6 +59,8 @@ def serve(path: str | None, **flags: object) -> NoReturn:
     try:
         given = {name.replace("__", "."): value for name, value in flags.items()}
         settings, secrets = config.load(path, os.environ, given)
+        for name in config.later(os.environ):
+            say(f"{name} has no effect in this version")
         sys.exit(app.serve(settings, secrets))
     except config.BadConfig as bad:
         give_up(str(bad), EXIT_CONFIG)

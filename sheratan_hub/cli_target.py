@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sheratan_hub.client import HubClient
 
 EXIT_FAILED, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_CONFIG = 1, 69, 77, 78
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 2.0
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
@@ -26,7 +26,7 @@ class Target:
     def __init__(self, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
         self.control_url = control_url
         self.data_url = data_url
-        self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN")
+        self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN_ACTIVE") or os.environ.get("SHERATAN_HUB_TOKEN")
         if token_file is not None:
             with open(token_file, encoding="utf-8") as file:
                 self.token = file.read().strip()

@@ -14,7 +14,7 @@ from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
-from sheratan_hub.rules.nodes import Node, SweepNodes, Swept, node_of
+from sheratan_hub.rules.nodes import Node, State, SweepNodes, Swept, node_of, state_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
@@ -45,7 +45,7 @@ class Hub:
         self.max_polls = max_polls
         self._observers: list[Observer] = []
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
-        self.loops = [Loop("sweep", self._sweep, clock)]
+        self.loops = [Loop("sweep", self.sweep, clock)]
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
@@ -138,7 +138,12 @@ class Hub:
         """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""
         with self.waiting.job(job_id) as finished:
             job = await self._find_job(job_id)
-            if wait_ms > 0 and not job.finished and await self.clock.wait(finished.wait(), wait_ms):
+            if (
+                wait_ms > 0
+                and not job.finished
+                and len(self.waiting) <= self.max_polls
+                and await self.clock.wait(finished.wait(), wait_ms)
+            ):
                 job = await self._find_job(job_id)
             return job
 
@@ -157,6 +162,10 @@ class Hub:
         """The node as last recorded, None if it was never heard of."""
         rows = await self.fetch([Key("node", node_id)])
         return node_of(rows[0]) if rows else None
+
+    def state_of(self, node: Node) -> State:
+        """The node's state now."""
+        return state_of(node, self.clock.now(), self.limits, self.committer.started_at)
 
     async def fetch(self, keys: Sequence[Key]) -> list[Row]:
         """Committed rows. Refused with `unavailable` when the store is down."""
@@ -195,7 +204,7 @@ class Hub:
             if soonest is not None:
                 self.loops[0].nudge(soonest)
 
-    async def _sweep(self) -> int | None:
+    async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""
         commands: list[Command] = [SweepJobs(agenda, self.clock.jitter()) for agenda in JOB_AGENDAS]
         outcomes = await self.execute_many([*commands, SweepNodes()])

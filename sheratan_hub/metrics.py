@@ -98,7 +98,7 @@ class Metrics:
         if committed.commands:
             self._commands.inc(committed.commands)
             self._batches.observe(committed.commands)
-        reaped = sum(_reaped(event) for happened in committed.happened for event in happened.events)
+        reaped = sum("cause" in event.meta for happened in committed.happened for event in happened.events)
         if reaped:
             self.minute.add("lease_reap", reaped)
 
@@ -129,6 +129,9 @@ class Metrics:
             "port_mismatch_rate_1m": minute["refused.port_mismatch"],
             "auth_success_active_1m": minute["auth.active"],
             "auth_failure": {"invalid_1m": invalid},
+            "attestation_ok": counts.get("attestation:OK", 0),
+            "attestation_missing": counts.get("attestation:MISSING", 0),
+            "attestation_drift": counts.get("attestation:DRIFT", 0),
         }
 
     def data_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -149,7 +152,3 @@ class Metrics:
             "idempotency_store_size": counts.get("key", 0),
             "integrity": {"ok_1m": minute["integrity.ok"], "fail_1m": minute["refused.result_integrity_fail"]},
         }
-
-
-def _reaped(event: Any) -> bool:
-    return event.actor == "hub" and event.event.startswith("job.") and "attempt" in event.meta

@@ -6,6 +6,7 @@ at once, lets each decide on the shared view, and saves what they decided as one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,7 +41,6 @@ class Code(StrEnum):
     NOT_HOLDER = "not_holder"
     ALREADY_FINISHED = "already_finished"
     NODE_ALIVE = "node_alive"
-    BATCH_REFUSED = "batch_refused"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
@@ -58,15 +58,24 @@ class Code(StrEnum):
 class Refused(Exception):
     """A "no" that the caller is meant to read: a stable code and a sentence with the id in it.
 
-    `reason` goes to the audit log, `retry_after_ms` to the client when trying again makes sense.
+    `reason` and `detail` go to the audit log, `retry_after_ms` to the client when trying again makes sense.
     """
 
-    def __init__(self, code: Code, text: str, *, reason: str = "", retry_after_ms: int = 0) -> None:
+    def __init__(
+        self,
+        code: Code,
+        text: str,
+        *,
+        reason: str = "",
+        retry_after_ms: int = 0,
+        detail: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
         self.reason = reason
         self.retry_after_ms = retry_after_ms
+        self.detail = detail or {}
 
 
 class Need(Exception):
@@ -170,6 +179,7 @@ class Together:
                     f"entry {place} of the atomic batch: {no.text}",
                     reason=no.reason,
                     retry_after_ms=no.retry_after_ms,
+                    detail=no.detail,
                 ) from no
             trial.apply(decision)
             made.append(decision)

@@ -142,8 +142,8 @@ class Extend:
                 f"the lease of job {job.id} has run out; a result is still taken while nobody else has the job",
             )
         lease_ms = min(self.lease_ms or view.scene.limits.lease_ms, EXTEND_MAX_MS)
-        longer = job.with_(lease_until=view.now + lease_ms)
-        left = longer.row.due_at - view.now
+        longer = job.with_(lease_until=view.now + lease_ms, lease_ms=lease_ms)
+        left = max(0, longer.row.due_at - view.now)
         return Decision(Extended(job.id, left, bool(job.cancel_at)), put=(longer.row,))
 
 

@@ -38,7 +38,16 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     def row(self, due_at: int | None) -> Row:
         """The row it is kept as; None: nobody needs to look at it again."""
         agenda = None if due_at is None else "node"
-        return Row("node", self.id, _encode(self), (self.state, None, None, None, None), None, 0, agenda, due_at or 0)
+        return Row(
+            "node",
+            self.id,
+            _encode(self),
+            (self.state, self.attested.status, None, None, None),
+            None,
+            0,
+            agenda,
+            due_at or 0,
+        )
 
 
 def node_of(row: Row) -> Node:
@@ -46,15 +55,20 @@ def node_of(row: Row) -> Node:
     return _decode(row.doc)
 
 
-def state_of(node: Node, now: int, limits: Limits) -> State:
+def state_of(node: Node, now: int, limits: Limits, started_at: int) -> State:
     """ONLINE while silent for at most the TTL, STALE up to the dead limit, then DEAD.
 
     A node that was written as DEAD or STALE stays so until it is heard of, whatever a clock says.
     """
-    silent_ms = max(0, now - node.last_seen)
-    if node.state == "DEAD" or silent_ms > limits.node_dead_ms:
+    if node.state == "DEAD" or now > _dead_at(node, now, limits, started_at):
         return "DEAD"
-    return "STALE" if node.state == "STALE" or silent_ms > limits.node_ttl_ms else "ONLINE"
+    return "STALE" if node.state == "STALE" or now - node.last_seen > limits.node_ttl_ms else "ONLINE"
+
+
+def _dead_at(node: Node, now: int, limits: Limits, started_at: int) -> int:
+    """When silence makes it DEAD: after a start not before the restart grace is over (design rule 12)."""
+    grace = min(limits.node_dead_ms, limits.restart_grace_ms)
+    return max(min(node.last_seen, now) + limits.node_dead_ms, started_at + grace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,7 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A heartbeat. A field that is None was not sent and keeps its last value."""
+    """A heartbeat. A field that is None was not sent and keeps its last value; health and status have defaults."""
 
     node_id: str
     health: Literal["GREEN", "YELLOW", "RED"] = "GREEN"
@@ -157,7 +171,7 @@ class Forget:
         row = view.row("node", self.node_id)
         if row is None:
             raise Refused(Code.NODE_NOT_FOUND, f"there is no node {self.node_id}")
-        state = state_of(node_of(row), view.now, view.scene.limits)
+        state = state_of(node_of(row), view.now, view.scene.limits, view.scene.started_at)
         if state != "DEAD":
             raise Refused(Code.NODE_ALIVE, f"node {self.node_id} is {state}; only a DEAD node can be forgotten")
         gone = [row.key]
@@ -207,15 +221,14 @@ class SweepNodes:
 
 
 def _looked_at(node: Node, now: int, scene: Scene) -> tuple[Node, int | None]:
-    """The node with the state that it has now, and when to look again. Restart grace: design rule 12."""
-    limits = scene.limits
-    last_seen = min(node.last_seen, now)
-    dead_at = max(last_seen + limits.node_dead_ms, scene.started_at + min(limits.node_dead_ms, limits.restart_grace_ms))
-    if now > dead_at:
-        return msgspec.structs.replace(node, state="DEAD"), None
-    if now > last_seen + limits.node_ttl_ms:
-        return msgspec.structs.replace(node, state="STALE"), dead_at + 1
-    return node, last_seen + limits.node_ttl_ms + 1
+    """The node with the state that it has now, and when to look again."""
+    state = state_of(node, now, scene.limits, scene.started_at)
+    looked = msgspec.structs.replace(node, state=state)
+    if state == "DEAD":
+        return looked, None
+    if state == "STALE":
+        return looked, _dead_at(node, now, scene.limits, scene.started_at) + 1
+    return looked, min(node.last_seen, now) + scene.limits.node_ttl_ms + 1
 
 
 _encode = msgspec.json.Encoder().encode

@@ -77,7 +77,7 @@ class Pull:
             return again
         row = view.look("node", self.node_id)
         node = node_of(row) if row else None
-        state = state_of(node, view.now, view.scene.limits) if node else "ONLINE"
+        state = state_of(node, view.now, view.scene.limits, view.scene.started_at) if node else "ONLINE"
         if state != "ONLINE":
             return Decision(Pulled(reason=f"node_{state.lower()}"))
         free = view.scene.limits.max_inflight - view.count("job:running")

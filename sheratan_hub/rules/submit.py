@@ -75,9 +75,9 @@ class Submit:
             raise Refused(
                 Code.IDEMPOTENCY_KEY_COLLISION,
                 f"this idempotency key already belongs to job {job.id}, which has another payload",
-                reason=f"key {self.key[:8]}",
+                detail={"job_id": job.id, "key": key_hint(self.key)},
             )
-        note = Event(view.now, "key.hit", "client", job.id, meta={"key": self.key[:8]})
+        note = Event(view.now, "key.hit", "client", job.id, meta={"key": key_hint(self.key)})
         return Decision(Submitted(job, dedup=True), notes=(note,))
 
     def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
@@ -152,6 +152,11 @@ def _known(view: View, held: Row | None) -> tuple[Job, KeyDoc] | None:
 def key_id(key: str) -> str:
     """The row id of an idempotency key: a digest, so that any length fits and the key itself is not kept."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+
+
+def key_hint(key: str) -> str:
+    """What the audit log may show of a key: its beginning, never more than 8 characters, never the whole."""
+    return key[: min(8, len(key) // 2)]
 
 
 _encode = msgspec.json.Encoder().encode

@@ -70,7 +70,7 @@ class ReapNode:
             if job.status == "running" and job.node_id == self.node_id:
                 happened, lost = after_loss(job, view.now, view.scene.limits)
                 put.append(lost.row)
-                events.append(job_event(lost, happened, view.now, "hub", **_loss(job, lost, "node_dead")))
+                events.append(job_event(lost, happened, view.now, "hub", **_ended(job, lost, "node_dead")))
         return Decision(len(put), put=tuple(put), events=tuple(events))
 
 
@@ -112,15 +112,17 @@ def _act(agenda: str, job: Job, view: View, jitter: float) -> tuple[Job, str, di
             return end(job, "expired", now, "EXPIRED", error=_EXPIRED), "failed", {"reason": "EXPIRED"}
         return job.after("due", waiting=False), "due", {}
     if job.cancel_at and job.cancel_at <= now:
-        return end(job, "cancelled", now, "CANCELLED"), "cancelled", {"reason": "CANCELLED"}
+        done = end(job, "cancelled", now, "CANCELLED")
+        return done, "cancelled", _ended(job, done, "cancel_deadline")
     if job.times_out_at <= min(now, job.lease_until):
         happened, after = after_failure(job, now, view.scene.limits, _TIMEOUT, jitter)
-        return after, happened, {"reason": after.reason or "Timeout", "attempt": job.attempt}
+        return after, happened, _ended(job, after, "timeout")
     happened, after = after_loss(job, now, view.scene.limits)
-    return after, happened, _loss(job, after, "lease_expired")
+    return after, happened, _ended(job, after, "lease_expired")
 
 
-def _loss(job: Job, after: Job, cause: str) -> dict[str, Any]:
+def _ended(job: Job, after: Job, cause: str) -> dict[str, Any]:
+    """What to tell of a lease that the hub itself ended: `cause` is what makes it one."""
     return {"reason": after.reason, "attempt": job.attempt, "node_id": job.node_id, "cause": cause}
 
 

@@ -155,11 +155,13 @@ class View:
 
 
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status, nodes by state, idempotency keys in all."""
+    """What a row counts for: jobs by status, nodes by state and attestation, idempotency keys in all."""
     if row is None:
         return ()
-    if row.kind in ("job", "node"):
-        return (f"{row.kind}:{row.labels[0]}",)
+    if row.kind == "job":
+        return (f"job:{row.labels[0]}",)
+    if row.kind == "node":
+        return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
     return ("key",) if row.kind == "key" else ()
 
 

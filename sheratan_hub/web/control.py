@@ -95,7 +95,8 @@ async def registry(call: Call) -> web.StreamResponse:
 
 
 def _node(call: Call, row: Any) -> dict[str, Any]:
-    return node_answer(node_of(row), call.services.clock.now(), call.hub.limits)
+    node = node_of(row)
+    return node_answer(node, call.hub.state_of(node))
 
 
 async def hosts(call: Call) -> web.StreamResponse:
@@ -109,7 +110,7 @@ async def host(call: Call) -> web.StreamResponse:
     node = await call.hub.node(call.params["id"])
     if node is None:
         raise Refused(Code.NODE_NOT_FOUND, f"there is no node {call.params['id']}")
-    return reply({"ok": True, **node_answer(node, call.services.clock.now(), call.hub.limits)})
+    return reply({"ok": True, **node_answer(node, call.hub.state_of(node))})
 
 
 async def forget(call: Call) -> web.StreamResponse:

@@ -19,6 +19,9 @@ Words = Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Whole = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
+LAST_MOMENT_MS = 253_370_764_800_000
+"""The year 9999: RFC 3339 has four digits for a year."""
+
 LEVELS = {"CRITICAL": 0, "HIGH": 1, "NORMAL": 2, "LOW": 3}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -37,17 +40,19 @@ class JobForm(Form, frozen=True):
     mission_id: Name | None = None
     task_id: Name | None = None
     priority: Annotated[int, Meta(ge=0, le=3)] | Literal["CRITICAL", "HIGH", "NORMAL", "LOW"] = 2
-    timeout_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] = 300
+    timeout_seconds: Annotated[float, Meta(ge=0.001, le=31_536_000)] = 300
     max_retries: Annotated[int, Meta(ge=0, le=1000)] | None = None
     retry_backoff: Literal["exponential", "linear"] = "exponential"
     required_capabilities: Words | None = None
     not_before: str | None = None
     delay_seconds: Seconds = 0
-    expires_in_seconds: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
+    expires_in_seconds: Annotated[float, Meta(ge=0.001, le=31_536_000)] | None = None
     delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
 
     def command(self, job_id: str, key: str | None = None, traceparent: str | None = None) -> Submit:
         """The command; `key` is the one of the header, if any. Refused with `invalid_field`."""
+        if key is not None and self.idempotency_key not in (None, key):
+            raise Refused(Code.INVALID_FIELD, "the Idempotency-Key header and idempotency_key differ")
         key = self.idempotency_key if key is None else key
         return Submit(
             job_id,
@@ -59,20 +64,22 @@ class JobForm(Form, frozen=True):
             self.mission_id,
             self.task_id,
             LEVELS[self.priority] if isinstance(self.priority, str) else self.priority,
-            int(self.timeout_seconds * 1000),
+            round(self.timeout_seconds * 1000),
             self.max_retries,
             self.retry_backoff,
             tuple(sorted(set(self.required_capabilities))) if self.required_capabilities else (),
             _moment_ms(self.not_before) if self.not_before else 0,
-            int(self.delay_seconds * 1000),
-            int(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
+            round(self.delay_seconds * 1000),
+            round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
             traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
         )
 
 
 class FleetJobForm(JobForm, frozen=True, forbid_unknown_fields=False):
-    """The same on the fleet's route: unknown fields are ignored."""
+    """The same on the fleet's route: unknown fields are ignored, but none that would make the job run too early."""
+
+    depends_on: Annotated[list[Any], Meta(max_length=0)] | None = None
 
 
 class BatchForm(Form, frozen=True):
@@ -191,4 +198,7 @@ def _moment_ms(text: str) -> int:
         raise Refused(Code.INVALID_FIELD, "not_before is not an RFC 3339 time - at `$.not_before`") from error
     if moment.tzinfo is None:
         raise Refused(Code.INVALID_FIELD, "not_before names no zone; end it with Z - at `$.not_before`")
-    return int(moment.timestamp() * 1000)
+    at = int(moment.timestamp() * 1000)
+    if at > LAST_MOMENT_MS:
+        raise Refused(Code.INVALID_FIELD, "not_before is too far away - at `$.not_before`")
+    return at

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -88,7 +89,7 @@ class Call:
 
     def refused(self, no: Refused, node_id: str | None = None) -> None:
         """Tell the observers of a refusal, for metrics and audit."""
-        meta = {"reason": no.reason} if no.reason else {}
+        meta = {"reason": no.reason, **no.detail} if no.reason else dict(no.detail)
         event = Event(self.services.clock.now(), f"refused.{no.code}", "client", meta=meta)
         self.hub.report(event, self.from_node(node_id) if node_id else self.origin)
 
@@ -111,17 +112,19 @@ class Table:
             node = node.setdefault("*" if part.startswith("{") else part, {})
         node.setdefault("", {})[route.method] = route
 
-    def has(self, path: str) -> bool:
-        """Whether this is one of the literal paths."""
-        return path in self._literal
-
     def find(self, path: str) -> tuple[dict[str, Route], tuple[str, ...]]:
-        """The routes of this path by method, and what stands in its `{}` places; empty if there are none."""
+        """The routes of this raw path by method, and what stands in its `{}` places; empty if there are none."""
         methods = self._literal.get(path)
         if methods is not None:
             return methods, ()
+        parts = path.split("/")[1:]
+        if "%" in path:
+            parts = [unquote(part, errors="replace") for part in parts]
+            methods = self._literal.get("/" + "/".join(part.replace("/", "%2F") for part in parts))
+            if methods is not None:
+                return methods, ()
         node, values = self._tree, []
-        for part in path.split("/")[1:]:
+        for part in parts:
             if part in node and part:
                 node = node[part]
             elif "*" in node and part:
@@ -168,9 +171,7 @@ class Plane:
         self._hosts.check(request.headers)
         if not request.raw_path.startswith("/"):
             raise Refused(Code.BAD_REQUEST, "the request target must be a path")
-        path = request.raw_path
-        if not self._mine.has(path):
-            path = request.path.encode(errors="replace").decode()
+        path = request.raw_path.partition("?")[0]
         call.origin = Origin(self.name, request.remote, path[:200])
         methods, values = self._mine.find(path)
         if not methods:

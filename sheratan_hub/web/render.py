@@ -11,9 +11,8 @@ from aiohttp import web
 from sheratan_hub.canonical import Raw
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.rules.attestation import Attested, Claim
-from sheratan_hub.rules.command import Limits
 from sheratan_hub.rules.jobs import Job
-from sheratan_hub.rules.nodes import Node, state_of
+from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.web.errors import JSON
@@ -159,11 +158,11 @@ def _lease(job: Job, params: Mapping[str, bytes]) -> LeaseAnswer:
     )
 
 
-def node_answer(node: Node, now: int, limits: Limits) -> dict[str, Any]:
-    """A node as the registry and the lists show it."""
+def node_answer(node: Node, state: State) -> dict[str, Any]:
+    """A node as the registry and the lists show it, in the state that it has now."""
     return {
         "node_id": node.id,
-        "status": state_of(node, now, limits),
+        "status": state,
         "health": node.health,
         "reported_status": node.status,
         "first_seen": rfc3339(node.first_seen),

@@ -520,6 +520,10 @@ class StoreConformance:
         assert ([row.id for row in page.rows], page.next) == (["5"], None)
         page = await store.page("job", after="3x", limit=2, newest=True)
         assert ([row.id for row in page.rows], page.next) == (["3", "2"], "2")
+        page = await store.page("job", after="3", limit=2)
+        assert ([row.id for row in page.rows], page.next) == (["4", "5"], None)
+        page = await store.page("job", limit=9, examine=6)
+        assert (len(page.rows), page.next) == (6, None)
         assert await store.page("job", after="5") == ([], None)
         assert await store.page("job", after="0", newest=True) == ([], None)
 

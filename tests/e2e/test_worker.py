@@ -159,7 +159,7 @@ def test_each_way_a_handler_can_end_reaches_the_hub(make_crew: Callable[..., Cre
 def test_a_handler_that_takes_too_long_is_killed_even_if_it_ignores_signals(make_crew: Callable[..., Crew]) -> None:
     crew = make_crew()
     crew.worker("--concurrency", "1")
-    held = crew.hold("stubborn", timeout_seconds=1, max_retries=0)
+    held = crew.hold("stubborn", timeout_seconds=0.5, max_retries=0)
     pid = held.pid()
     assert crew.finished(held.job_id)["error"]["type"] == "Timeout"
     assert ended(pid)
@@ -167,7 +167,7 @@ def test_a_handler_that_takes_too_long_is_killed_even_if_it_ignores_signals(make
 
 
 def test_a_cancelled_job_ends_its_process(make_crew: Callable[..., Crew]) -> None:
-    crew = make_crew(SHERATAN_LEASE_TIMEOUT="3")
+    crew = make_crew(SHERATAN_LEASE_TIMEOUT="2")
     crew.worker("--concurrency", "1")
     held = crew.hold()
     pid = held.pid()

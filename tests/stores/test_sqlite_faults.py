@@ -281,6 +281,7 @@ async def test_a_foreign_writer_is_waited_for_so_long_and_no_longer(
     monkeypatch.setattr(sqlite_connection, "BUSY_SECONDS", 0.05)
     store = SqliteStore(f"sqlite://{tmp_path / 'hub.db'}", VirtualClock())
     await store.open()
+    assert await store.write(lambda db: db.execute("PRAGMA busy_timeout").fetchone()) == (50,)
     with closing(sqlite3.connect(store.path, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreDown, match="SQLITE_BUSY"):
@@ -299,6 +300,16 @@ async def test_a_value_no_database_takes_is_a_bug_that_leaves_no_trace(store: Sq
         with pytest.raises(ValueError, match=r"over|once"):
             await use
     await whole(store, 0)
+
+
+async def test_a_row_put_twice_is_a_bug(store: SqliteStore) -> None:
+    await add(store, "a")
+    put = [Row("job", "a", doc) for doc in (b"1", b"2")]
+    async with store.begin() as tx:
+        await tx.load(Wants(keys={put[0].key}))
+        with pytest.raises(ValueError, match="twice"):
+            await tx.save(Changes(put=put))
+    assert await store.fetch([put[0].key]) == [Row("job", "a", bytes(10))]
 
 
 async def test_pruning_goes_in_steps(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,423 @@
+"""The operators' checklist: a PASS or FAIL line for each promise, against a running hub or one started for it.
+
+`sheratan-hub smoke` runs it. On a running hub it works under names of its own and leaves only finished jobs.
+Longer than 300 lines because the checklist is one list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import aiohttp
+
+from sheratan_hub.canonical import result_sha256
+from sheratan_hub.clock import Clock, SystemClock
+
+OWN_DEPTH = 20
+"""Queue depth of a hub that is started for the checklist, so that reaching it is quick."""
+
+START_TRIES = 100
+Echo = Callable[[str], None]
+
+
+class Failed(Exception):
+    """A promise was not kept; the text says how."""
+
+
+class Answer(NamedTuple):
+    """What came back: status, JSON body (or text), headers."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+class Target:
+    """The hub under check. `own`: it was started for this, so its limits are known."""
+
+    def __init__(self, session: aiohttp.ClientSession, control: str, data: str, token: str, clock: Clock) -> None:
+        self.session, self.token, self.clock = session, token, clock
+        self.urls = {"control": control.rstrip("/"), "data": data.rstrip("/")}
+        self.own = False
+        self.name = f"smoke-{clock.secret()[:8]}"
+
+    async def ask(self, plane: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        """One request with the token, unless `headers` are given."""
+        options.setdefault("headers", {"Authorization": f"Bearer {self.token}"})
+        async with self.session.request(method, self.urls[plane] + path, json=body, **options) as answer:
+            is_json = "json" in answer.headers.get("Content-Type", "")
+            parsed = await answer.json(content_type=None) if is_json else await answer.text()
+            return Answer(answer.status, parsed, dict(answer.headers))
+
+    async def data(self, path: str, body: Any, status: int = 200) -> Any:
+        """POST to the data plane; the body, if the status is the one expected."""
+        answer = await self.ask("data", "POST", path, body)
+        expect(answer.status == status, f"POST {path} gave {answer.status}: {answer.body}")
+        return answer.body
+
+    async def submit(self, **fields: Any) -> str:
+        """A new job of this run's own kind; its id."""
+        body = await self.data("/api/jobs", {"kind": self.name, **fields}, 201)
+        return str(body["job_id"])
+
+    async def lease(self, node: str = "a") -> dict[str, Any]:
+        """The next job of this run's own kind, leased to one of its own nodes."""
+        pull = {"node_id": f"{self.name}-{node}", "kinds": [self.name], "capabilities": [], "wait_seconds": 5}
+        jobs: list[dict[str, Any]] = (await self.data("/api/jobs/pull", pull))["jobs"]
+        expect(len(jobs) == 1, "a pull got no job although one was waiting")
+        return jobs[0]
+
+    async def finish(self, lease: dict[str, Any], status: int = 200, **fields: Any) -> Any:
+        """Send a result for a lease."""
+        body = {"lease_id": lease["lease_id"], "ok": True, **fields}
+        return await self.data(f"/api/jobs/{lease['job_id']}/result", body, status)
+
+    async def job(self, job_id: str) -> Any:
+        """The job as it is now."""
+        return (await self.ask("data", "GET", f"/api/jobs/{job_id}")).body
+
+
+def expect(true: bool, otherwise: str) -> None:
+    """Raise `Failed` unless it is so."""
+    if not true:
+        raise Failed(otherwise)
+
+
+Check = Callable[[Target], Awaitable[None]]
+CHECKS: list[tuple[str, Check]] = []
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    """Put a check on the list, under the name that its line shows."""
+
+    def put(function: Check) -> Check:
+        CHECKS.append((name, function))
+        return function
+
+    return put
+
+
+@check("ports: the data plane's paths are 410 on the control port")
+async def _data_on_control(hub: Target) -> None:
+    for method, path in (("POST", "/api/jobs"), ("GET", "/api/jobs"), ("POST", "/mesh/submit_request")):
+        answer = await hub.ask("control", method, path, headers={})
+        expect(answer.status == 410, f"{method} {path} gave {answer.status}")
+        expect("data" in answer.body["detail"], "the answer does not name the data plane")
+
+
+@check("ports: the control plane's paths are 410 on the data port")
+async def _control_on_data(hub: Target) -> None:
+    for method, path in (("POST", "/api/hosts/heartbeat"), ("GET", "/api/registry"), ("DELETE", "/api/hosts")):
+        answer = await hub.ask("data", method, path, headers={})
+        expect(answer.status == 410, f"{method} {path} gave {answer.status}")
+        expect("control" in answer.body["detail"], "the answer does not name the control plane")
+
+
+@check("paths: an unknown path is 404, a wrong method 405")
+async def _unknown(hub: Target) -> None:
+    expect((await hub.ask("data", "GET", "/nowhere")).status == 404, "an unknown path is not 404")
+    answer = await hub.ask("data", "PUT", "/api/jobs")
+    expect(answer.status == 405 and "POST" in answer.headers.get("Allow", ""), "a wrong method is not 405 with Allow")
+
+
+@check("health: /health, /livez and /readyz of the control plane need no token")
+async def _health(hub: Target) -> None:
+    for path in ("/health", "/livez", "/readyz?verbose"):
+        answer = await hub.ask("control", "GET", path, headers={})
+        expect(answer.status == 200 and answer.body["ok"], f"{path} gave {answer.status}")
+
+
+@check("health: the data plane answers this machine, and others not at all")
+async def _data_health(hub: Target) -> None:
+    answer = await hub.ask("data", "GET", "/health", headers={})
+    expect(answer.status in (200, 403), f"/health gave {answer.status}")
+    if answer.status == 403:
+        expect(answer.body["code"] == "loopback_only", "403, but not for the caller's address")
+
+
+async def _refused_tokens(hub: Target, plane: str, path: str) -> None:
+    none = await hub.ask(plane, "GET", path, headers={})
+    wrong = await hub.ask(plane, "GET", path, headers={"Authorization": "Bearer wrong"})
+    other = await hub.ask(plane, "GET", path, headers={"X-Sheratan-Token": "wrong"})
+    expect([one.status for one in (none, wrong, other)] == [403, 403, 403], "a missing or wrong token is not 403")
+    expect(none.body["code"] == "missing_token" and wrong.body["code"] == "invalid_token", "the codes are wrong")
+
+
+@check("token: none or a wrong one is 403 on the control plane")
+async def _token_control(hub: Target) -> None:
+    await _refused_tokens(hub, "control", "/api/registry")
+
+
+@check("token: none or a wrong one is 403 on the data plane")
+async def _token_data(hub: Target) -> None:
+    await _refused_tokens(hub, "data", "/api/jobs")
+
+
+@check("token: Authorization: Bearer is accepted")
+async def _bearer(hub: Target) -> None:
+    expect((await hub.ask("data", "GET", "/api/jobs?limit=1")).status == 200, "the token was refused")
+
+
+@check("token: X-Sheratan-Token is accepted")
+async def _header(hub: Target) -> None:
+    answer = await hub.ask("control", "GET", "/api/registry", headers={"X-Sheratan-Token": hub.token})
+    expect(answer.status == 200, "the token was refused")
+
+
+@check("node: a heartbeat makes it ONLINE in the registry")
+async def _node(hub: Target) -> None:
+    node = f"{hub.name}-a"
+    beat = await hub.ask("control", "POST", "/api/hosts/heartbeat", {"host_id": node, "zone": "smoke"})
+    expect(beat.status == 200 and beat.body["heartbeat_after_seconds"] > 0, f"the heartbeat gave {beat.status}")
+    registry = (await hub.ask("control", "GET", "/api/registry")).body
+    expect(registry["nodes"][node]["status"] == "ONLINE", "it is not ONLINE")
+
+
+@check("node: it is shown, and cannot be forgotten while it lives")
+async def _node_shown(hub: Target) -> None:
+    path = f"/api/hosts/{hub.name}-a"
+    expect((await hub.ask("control", "GET", path)).body["zone"] == "smoke", "its zone is not shown")
+    expect((await hub.ask("control", "DELETE", path)).status == 409, "a living node was forgotten")
+
+
+@check("job: submit, lease, extend, result, completed")
+async def _life(hub: Target) -> None:
+    job_id = await hub.submit(params={"n": 1})
+    lease = await hub.lease()
+    expect(lease["job_id"] == job_id and lease["params"] == {"n": 1}, "another job was leased")
+    longer = await hub.data(f"/api/jobs/{job_id}/extend", {"lease_id": lease["lease_id"], "seconds": 60})
+    expect(longer["lease_seconds"] > 0, "the lease was not extended")
+    await hub.finish(lease, result={"m": 2})
+    job = await hub.job(job_id)
+    expect(job["status"] == "completed" and job["result"] == {"m": 2}, f"the job is {job['status']}")
+
+
+@check("job: a repeated result gets the same answer, another one 409")
+async def _repeat(hub: Target) -> None:
+    await hub.submit()
+    lease = await hub.lease()
+    first = await hub.finish(lease, result=1)
+    expect(await hub.finish(lease, result=1) == first, "the repeat was answered otherwise")
+    expect((await hub.finish(lease, 409, result=2))["code"] == "result_conflict", "another result was taken")
+
+
+@check("job: a failure is retried, and fails for good when it says so")
+async def _fail(hub: Target) -> None:
+    job_id = await hub.submit()
+    lease = await hub.lease()
+    body = await hub.finish(lease, ok=False, error={"type": "Smoke"}, retry_after_seconds=0.05)
+    expect(body["status"] == "pending", "a first failure was not retried")
+    await hub.finish(await hub.lease(), ok=False, error={"type": "Smoke"}, retry=False)
+    job = await hub.job(job_id)
+    expect((job["status"], job["reason"], job["failures"]) == ("failed", "NOT_RETRYABLE", 2), f"it is {job}")
+
+
+@check("job: a released job goes to the next node at no cost")
+async def _release(hub: Target) -> None:
+    job_id = await hub.submit()
+    lease = await hub.lease()
+    await hub.data(f"/api/jobs/{job_id}/release", {"lease_id": lease["lease_id"]})
+    again = await hub.lease("b")
+    expect((again["attempt"], again["failures"], again["losses"]) == (2, 0, 0), "the release cost something")
+    stale = await hub.finish(lease, 409)
+    expect(stale["ok"] is False, "the released lease could still end the job")
+    await hub.finish(again)
+
+
+@check("job: a waiting job is cancelled at once")
+async def _cancel(hub: Target) -> None:
+    job_id = await hub.submit(delay_seconds=3600)
+    body = await hub.data(f"/api/jobs/{job_id}/cancel", {})
+    expect(body["status"] == "cancelled", f"it is {body['status']}")
+
+
+@check("job: the same pull_id gives the same lease")
+async def _replay(hub: Target) -> None:
+    await hub.submit()
+    pull = {"node_id": f"{hub.name}-a", "kinds": [hub.name], "capabilities": [], "pull_id": hub.name}
+    first, again = [(await hub.data("/api/jobs/pull", pull))["jobs"] for _ in range(2)]
+    expect(first == again and len(first) == 1, "the lease was not given again")
+    await hub.finish(first[0])
+
+
+@check("job: the fleet's routes submit, pull and return")
+async def _fleet(hub: Target) -> None:
+    await hub.data("/mesh/submit_request", {"kind": hub.name, "params": [1], "unknown": True})
+    node = f"{hub.name}-a"
+    got = await hub.data(f"/mesh/pull_requests/{node}", {"kinds": [hub.name], "capabilities": []})
+    result = {"job_id": got["jobs"][0]["job_id"], "node_id": node, "ok": True, "result": 1}
+    expect((await hub.data("/mesh/submit_result", result))["status"] == "completed", "it was not completed")
+
+
+@check("job: lists by kind, with a cursor")
+async def _list(hub: Target) -> None:
+    page = (await hub.ask("data", "GET", f"/api/jobs?kind={hub.name}&limit=2")).body
+    expect(len(page["jobs"]) == 2 and page["next_cursor"] is not None, "the page is not full or has no cursor")
+
+
+@check("idempotency: the same key makes one job")
+async def _key(hub: Target) -> None:
+    body = {"kind": hub.name, "params": {"a": 1, "b": 2}, "idempotency_key": hub.name}
+    first = await hub.data("/api/jobs", body, 201)
+    again = await hub.data("/api/jobs", {**body, "params": {"b": 2, "a": 1}}, 200)
+    expect(again["job_id"] == first["job_id"] and again["dedup"], "a second job was made")
+    await hub.finish(await hub.lease(), result=7)
+    expect((await hub.data("/api/jobs", body, 200))["result"] == 7, "the result is not given again")
+
+
+@check("idempotency: the same key with another payload is 409")
+async def _collision(hub: Target) -> None:
+    body = {"kind": hub.name, "params": {"a": 2}, "idempotency_key": hub.name}
+    expect((await hub.data("/api/jobs", body, 409))["code"] == "idempotency_key_collision", "the code is wrong")
+
+
+@check("integrity: a wrong SHA-256 is 422 and the lease stays")
+async def _integrity(hub: Target) -> None:
+    job_id = await hub.submit()
+    lease = await hub.lease()
+    wrong = {"mode": "sha256", "sha256": "0" * 64}
+    body = await hub.finish(lease, 422, result={"x": 1.5}, integrity=wrong)
+    expect(body["code"] == "result_integrity_fail", "the code is wrong")
+    expect((await hub.job(job_id))["status"] == "running", "the lease did not stay")
+    right = {"mode": "sha256", "sha256": result_sha256(job_id, True, b'{"x":1.5}', b"null")}
+    await hub.finish(lease, result={"x": 1.5}, integrity=right)
+
+
+@check("back-pressure: beyond the queue's depth it is refused with Retry-After")
+async def _depth(hub: Target) -> None:
+    if not hub.own:
+        raise NotHere("the depth of a hub in use is not tried")
+    jobs = [{"kind": hub.name, "delay_seconds": 3600} for _ in range(OWN_DEPTH)]
+    made = (await hub.data("/api/jobs", {"jobs": jobs}))["jobs"]
+    answer = await hub.ask("data", "POST", "/api/jobs", {"kind": hub.name})
+    expect(answer.status in (429, 503) and "Retry-After" in answer.headers, f"it gave {answer.status}")
+    expect(answer.body["code"] == "queue_full", "the code is wrong")
+    for one in made:
+        if one["ok"]:
+            await hub.data(f"/api/jobs/{one['job_id']}/cancel", {})
+
+
+@check("errors: hostile bodies are 400 as problem+json")
+async def _hostile(hub: Target) -> None:
+    headers = {"Authorization": f"Bearer {hub.token}"}
+    for text in (b"", b"[]", b'{"kind":"a","kind":"b"}', b'{"kind":NaN}', b'{"kind":"\xff"}'):
+        url = hub.urls["data"] + "/api/jobs"
+        async with hub.session.post(url, data=text, headers=headers) as answer:
+            kind = answer.headers.get("Content-Type", "")
+            expect(answer.status == 400 and kind.startswith("application/problem+json"), f"{text!r}: {answer.status}")
+
+
+@check("metrics: Prometheus text and the fleet's JSON on the control plane")
+async def _metrics_control(hub: Target) -> None:
+    await _metrics(hub, "control", "nodes_online")
+
+
+@check("metrics: Prometheus text and the fleet's JSON on the data plane")
+async def _metrics_data(hub: Target) -> None:
+    await _metrics(hub, "data", "queue_depth")
+
+
+async def _metrics(hub: Target, plane: str, key: str) -> None:
+    text = (await hub.ask(plane, "GET", "/metrics")).body
+    expect("sheratan_jobs" in text and hub.token not in text, "the text is not as it should be")
+    expect(key in (await hub.ask(plane, "GET", "/metrics?format=json")).body, f"{key} is missing")
+
+
+class NotHere(Exception):
+    """A check that would harm a hub in use; the text says why it is left out."""
+
+
+async def run(control_url: str | None, data_url: str | None, token: str | None, echo: Echo) -> int:
+    """Go through the list; 0 if every promise is kept, else 1. Without URLs a hub is started for it, and ended."""
+    clock = SystemClock()
+    timeout = aiohttp.ClientTimeout(total=40)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        if control_url is None and data_url is None:
+            try:
+                async with own_hub(session, clock) as hub:
+                    return await go_through(hub, echo)
+            except Failed as why:
+                echo(f"FAIL  the hub starts: {why}")
+                return 1
+        control, data = control_url or "http://127.0.0.1:8787", data_url or "http://127.0.0.1:8788"
+        return await go_through(Target(session, control, data, token or "shared-secret", clock), echo)
+
+
+async def go_through(hub: Target, echo: Echo) -> int:
+    """One line a check, then the sum."""
+    failed = 0
+    for name, function in CHECKS:
+        try:
+            await function(hub)
+            echo(f"PASS  {name}")
+        except NotHere as left_out:
+            echo(f"SKIP  {name}: {left_out}")
+        except (Failed, aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError) as why:
+            failed += 1
+            echo(f"FAIL  {name}: {str(why) or type(why).__name__}")
+    echo(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed" if failed else f"all {len(CHECKS)} checks passed")
+    return 1 if failed else 0
+
+
+@asynccontextmanager
+async def own_hub(session: aiohttp.ClientSession, clock: Clock) -> AsyncIterator[Target]:
+    """A hub in a process of its own, on free ports, with a store that goes with it."""
+    control, data = _free_ports()
+    token = clock.secret()
+    with tempfile.TemporaryDirectory(prefix="sheratan-smoke-") as directory:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sheratan_hub", "serve"),
+            cwd=directory,
+            env=_environment(control, data, token, directory),
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            hub = Target(session, f"http://127.0.0.1:{control}", f"http://127.0.0.1:{data}", token, clock)
+            hub.own = True
+            await _until_ready(hub, process, clock)
+            yield hub
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+def _environment(control: int, data: int, token: str, directory: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SHERATAN_")}
+    scheme = os.environ.get("SHERATAN_STORE_URL", "sqlite://").partition("://")[0]
+    return {
+        **kept,
+        "SHERATAN_HUB_TOKEN": token,
+        "SHERATAN_CONTROL_PORT": str(control),
+        "SHERATAN_DATA_PORT": str(data),
+        "SHERATAN_DATA_DIR": directory,
+        "SHERATAN_STORE_URL": f"{scheme}://{directory}/store" if scheme != "memory" else "memory://",
+        "SHERATAN_MAX_QUEUE_DEPTH": str(OWN_DEPTH),
+    }
+
+
+async def _until_ready(hub: Target, process: asyncio.subprocess.Process, clock: Clock) -> None:
+    for _ in range(START_TRIES):
+        if process.returncode is not None:
+            raise Failed(f"the hub ended at its start with {process.returncode}")
+        try:
+            if (await hub.ask("control", "GET", "/readyz", headers={})).status == 200:
+                return
+        except aiohttp.ClientError:
+            pass
+        await clock.sleep(100)
+    raise Failed("the hub did not become ready")
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
