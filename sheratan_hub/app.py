@@ -19,7 +19,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules.command import Event, Limits
+from sheratan_hub.rules.command import Event, Limits, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.web.auth import HostCheck, Tokens
@@ -30,7 +30,6 @@ from sheratan_hub.web.server import Listener
 log = logging.getLogger("sheratan.app")
 
 EXIT_CONFIG = 78
-STOP_SECONDS = 4.0
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -90,7 +89,10 @@ class App:
         await self.store.open()
         await self.hub.start()
         self._committing = asyncio.create_task(self.hub.committer.run(), name="committer")
-        await self.hub.sweep()
+        try:
+            await self.hub.sweep()
+        except Refused as no:
+            log.warning("what fell due while the hub was away has to wait: %s", no.text)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")

@@ -46,7 +46,7 @@ class Fold(NamedTuple):
     event: str
     plane: str
     who: str | None
-    path: str | None
+    route: str | None
     reason: str
 
 
@@ -98,7 +98,7 @@ class Audit:
         if origin is HUB:
             self._write(name, origin, node_id, reason, detail)
             return
-        fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.path, reason)
+        fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)
         since, count, _ = self._folded.get(fold, (-FOLD_MS, 0, origin))
         if self._clock.now() - since < FOLD_MS:
             self._folded[fold] = (since, count + 1, origin)
@@ -124,9 +124,8 @@ class Audit:
     def _write(
         self, name: str, origin: Origin, node_id: str | None, reason: str, detail: dict[str, Any], count: int = 1
     ) -> None:
-        self._seq += 1
         record = {
-            "seq": self._seq,
+            "seq": self._seq + 1,
             "ts": rfc3339(self._clock.now()),
             "event": name,
             "plane": origin.plane,
@@ -139,8 +138,12 @@ class Audit:
             "prev_hash": self._prev,
         }
         text = orjson.dumps(record)
-        self._prev = hashlib.sha256(text).hexdigest()
-        os.write(self._file, b'%b,"hash":"%b"}\n' % (text[:-1], self._prev.encode()))
+        digest = hashlib.sha256(text).hexdigest()
+        line = b'%b,"hash":"%b"}\n' % (text[:-1], digest.encode())
+        if os.write(self._file, line) != len(line):
+            os.write(self._file, b"\n")
+            raise OSError(f"a line of {self.path} was cut short")
+        self._seq, self._prev = self._seq + 1, digest
 
     def close(self) -> None:
         """Write what is still folded, sync, close. Safe to call twice."""

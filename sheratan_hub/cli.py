@@ -188,6 +188,6 @@ def smoke(target: Target) -> NoReturn:
     """Go through the operators' checklist: on the hub that the URLs name, else on one started for it."""
     import asyncio
 
-    from sheratan_hub import smoke as checklist
+    from sheratan_hub.smoke import run as go_through
 
-    sys.exit(asyncio.run(checklist.run(target.control_url, target.data_url, target.token, click.echo)))
+    sys.exit(asyncio.run(go_through(target.control_url, target.data_url, target.token, click.echo)))

@@ -15,6 +15,8 @@ import click
 JOB_COLUMNS = ("job_id", "status", "kind", "source", "attempt", "node_id", "created_at", "reason")
 NODE_COLUMNS = ("node_id", "status", "health", "zone", "capabilities", "current_jobs", "max_concurrent", "last_seen")
 
+WHOLE = ("job_id", "node_id", "status")
+
 Row = Mapping[str, Any]
 
 
@@ -32,7 +34,8 @@ def show_many(rows: Iterable[Row], columns: Sequence[str], output: str) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        # On a narrow screen ids and states stay whole, so that they can be copied; the rest wraps.
+        table.add_column(column, no_wrap=column in WHOLE, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     _print(table)

@@ -257,8 +257,8 @@ class HubClient:
             seal = Integrity("sha256", sha256)
         return msgspec.structs.replace(report, integrity=seal)
 
-    async def extend(self, job_id: str, lease_id: str, seconds: float) -> Extended:
-        """Let the lease end `seconds` from now. 409 when it is no longer this one's."""
+    async def extend(self, job_id: str, lease_id: str, seconds: float | None = None) -> Extended:
+        """Let the lease end `seconds` from now (None: the hub's usual time). 409 when it is no longer this one's."""
         body = {"lease_id": lease_id, "seconds": seconds}
         return await self._post("data", f"{_job_path(job_id)}/extend", body, Extended)
 

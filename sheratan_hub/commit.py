@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene
+from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene, Together
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx, Wants, merge
@@ -29,12 +29,13 @@ ROUNDS = 256
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from, for the audit log."""
+    """Where a request came from, for the audit log. `route` is the table's path, `path` the client's."""
 
     plane: str = "hub"
     remote_addr: str | None = None
     path: str | None = None
     node_id: str | None = None
+    route: str | None = None
 
 
 HUB = Origin()
@@ -45,14 +46,23 @@ Outcome = Any
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """Commands that were handed in together, and who waits for their outcomes (None: nobody)."""
+    """Commands that were handed in together, and who waits for their outcomes (None: nobody).
+
+    `urgent` ones, the hub's own upkeep, are never refused for want of room.
+    """
 
     commands: Sequence[Command]
     origin: Origin
     future: asyncio.Future[list[Outcome]] | None
+    urgent: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[Event] = field(default_factory=list)
     begun: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many decisions it takes."""
+        return sum(len(one) if isinstance(one, Together) else 1 for one in self.commands)
 
     @property
     def wanted(self) -> bool:
@@ -114,13 +124,13 @@ class Committer:
         return self._waiting
 
     def add(self, item: Item) -> None:
-        """Queue an item. Refused with `busy` when the queue is full, `draining` after `close`."""
+        """Queue an item. Refused with `busy` when the queue is full (never an urgent one), `draining` after `close`."""
         if self._closing:
             raise Refused(Code.DRAINING, "the hub is shutting down", retry_after_ms=2000)
-        if self._waiting >= self._max_waiting:
+        if self._waiting >= self._max_waiting and not item.urgent:
             raise Refused(Code.BUSY, f"{self._waiting} commands are waiting to be written", retry_after_ms=1000)
         self._queue.append(item)
-        self._waiting += len(item.commands)
+        self._waiting += item.size
         self._wake.set()
 
     def close(self) -> None:
@@ -141,31 +151,39 @@ class Committer:
     def _next_batch(self) -> list[Item]:
         batch: list[Item] = []
         size = 0
-        while self._queue and (not batch or size + len(self._queue[0].commands) <= self._max_batch):
+        while self._queue and (not batch or size + self._queue[0].size <= self._max_batch):
             item = self._queue.popleft()
-            self._waiting -= len(item.commands)
+            self._waiting -= item.size
             if item.wanted:
                 item.begun = True
                 batch.append(item)
-                size += len(item.commands)
+                size += item.size
         return batch
 
     async def _commit_until_done(self, batch: list[Item]) -> None:
         for _ in range(CONFLICT_TRIES):
-            if await self._commit(batch):
+            try:
+                if await self._commit(batch):
+                    return
+            except Conflict:
+                continue
+            break
+        else:
+            if len(batch) == 1:
+                _resolve(batch, Refused(Code.BUSY, "others keep changing the same rows; try again", retry_after_ms=500))
                 return
-        if len(batch) == 1:
-            _resolve(batch, Refused(Code.BUSY, "others keep changing the same rows; try again", retry_after_ms=500))
-            return
         for item in batch:
             await self._commit_until_done([item])
 
     async def _commit(self, batch: list[Item]) -> bool:
-        """One try; false after a conflict. Broad `except`, one of the four: a store's bug must not end the hub."""
+        """One try; false if the batch must be taken apart to find the item that breaks it. Raises `Conflict`.
+
+        Broad `except`, one of the four: no bug may end the hub.
+        """
         try:
             committed, view = await self._transact(batch)
         except Conflict:
-            return False
+            raise
         except StoreDown as down:
             self.failing = True
             after_ms = 5000 if isinstance(down, StoreFull) else 2000
@@ -173,11 +191,16 @@ class Committer:
             return True
         except Exception as bug:
             log.exception("a batch of %d items failed", len(batch))
+            if len(batch) > 1:
+                return False
             _resolve(batch, bug)
             return True
         self.failing = False
-        self._learn(view, committed.changes)
-        self._after(committed)
+        try:
+            await self._learn(view, committed.changes)
+            self._after(committed)
+        except Exception:
+            log.exception("what follows a commit failed")
         for item in batch:
             if item.future is not None and not item.future.done():
                 item.future.set_result(item.outcomes)
@@ -189,14 +212,14 @@ class Committer:
         durable = False
         async with self._store.begin() as tx:
             todo = _opened(batch, scene)
-            await _load(tx, view, merge(wants for _, _, _, wants in todo))
+            await _load(tx, view, merge((wants for _, _, _, wants in todo), self._limits.max_inflight))
             left = [(item, place, command) for item, place, command, _ in todo]
             for _ in range(ROUNDS):
                 left, needs, synced = _decide_all(view, left)
                 durable = durable or synced
                 if not left:
                     break
-                await _load(tx, view, merge(needs))
+                await _load(tx, view, merge(needs, self._limits.max_inflight))
             for item, place, command in left:
                 item.outcomes[place] = RuntimeError(f"{type(command).__name__} asks for more and more")
             changes = view.changes()
@@ -205,10 +228,12 @@ class Committer:
         happened = [Happened(item.notes, item.origin) for item in batch if item.notes]
         return Committed(happened, changes, len(todo)), view
 
-    def _learn(self, view: View, changes: Changes) -> None:
+    async def _learn(self, view: View, changes: Changes) -> None:
         """Keep the directory of lanes in step with what was committed."""
         for lane, head in view.heads().items():
             self.lanes.set(lane, head)
+        for lane in view.left:
+            self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
         for row in (*changes.new, *changes.put):
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)

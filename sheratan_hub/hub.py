@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sheratan_hub.clock import Clock
@@ -14,7 +15,7 @@ from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
-from sheratan_hub.rules.nodes import Node, State, SweepNodes, Swept, node_of, state_of
+from sheratan_hub.rules.nodes import ClampNodes, Node, State, SweepNodes, Swept, node_of, state_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
@@ -55,6 +56,7 @@ class Hub:
         """Make ready what the rules need to know; then run `committer.run` and the loops."""
         await self.committer.prepare()
         await self._clamp_leases()
+        await self._clamp_nodes()
         self.ready = True
 
     def stop(self) -> None:
@@ -69,13 +71,15 @@ class Hub:
             raise outcome
         return outcome
 
-    async def execute_many(self, commands: Sequence[Command], origin: Origin = HUB) -> list[Outcome]:
+    async def execute_many(
+        self, commands: Sequence[Command], origin: Origin = HUB, *, urgent: bool = False
+    ) -> list[Outcome]:
         """One outcome each, in order: an answer or the exception it ended with; all in one transaction.
 
         If the caller is cancelled before the batch begins, nothing happens; after that, it happens anyway.
         """
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self.committer.add(Item(commands, origin, future))
+        self.committer.add(Item(commands, origin, future, urgent))
         return await future
 
     def report(self, event: Event, origin: Origin) -> None:
@@ -92,9 +96,12 @@ class Hub:
         until = self.clock.now() + wait_ms
         with self.waiting.pull(await self._offer(command), command.limit) as waiter:
             while True:
-                wakes = len(waiter.woken)
+                waiter.event.clear()
+                wakes, freed = len(waiter.woken), waiter.freed
                 pulled = await self._pull_once(command, origin)
-                waiter.looked(len(pulled.jobs), pulled.reason == "inflight_limit", wakes)
+                waiter.looked(len(pulled.jobs), pulled.reason, wakes)
+                if freed and pulled.reason == "no_job":
+                    self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
                     return pulled
@@ -126,7 +133,8 @@ class Hub:
         """Release leases whose answer could not be delivered, unless they have been sent again since."""
         releases = [Release(job.id, job.lease_id or "", job.sending) for job in pulled.jobs]
         if releases:
-            self.committer.add(Item(releases, HUB, None))
+            with suppress(Refused):  # the hub has closed: they end by their own time
+                self.committer.add(Item(releases, HUB, None, urgent=True))
 
     async def _offer(self, command: Pull) -> Offer:
         if command.capabilities is not None:
@@ -199,7 +207,7 @@ class Hub:
                 log.exception("an observer failed")
         rows = (*committed.changes.new, *committed.changes.put)
         if rows:
-            self.waiting.committed(rows)
+            self.waiting.committed(committed.changes.new, committed.changes.put)
             soonest = min((row.due_at for row in rows if row.agenda is not None), default=None)
             if soonest is not None:
                 self.loops[0].nudge(soonest)
@@ -207,7 +215,7 @@ class Hub:
     async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""
         commands: list[Command] = [SweepJobs(agenda, self.clock.jitter()) for agenda in JOB_AGENDAS]
-        outcomes = await self.execute_many([*commands, SweepNodes()])
+        outcomes = await self.execute_many([*commands, SweepNodes()], urgent=True)
         swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
         for node_id in (node_id for one in swept for node_id in one.dead):
             await self._reap(node_id)
@@ -218,7 +226,7 @@ class Hub:
         while True:
             page = await self.page("job", ("running", None, None, None, node_id), after)
             if page.rows:
-                await self.execute(ReapNode(node_id, tuple(row.id for row in page.rows)))
+                await self.execute_many([ReapNode(node_id, tuple(row.id for row in page.rows))], urgent=True)
             if page.next is None:
                 return
             after = page.next
@@ -232,6 +240,18 @@ class Hub:
             wrong = [job.id for job in map(job_of, page.rows) if job.lease_until > now + job.lease_ms]
             if wrong:
                 self.committer.add(Item([ClampLeases(tuple(wrong))], HUB, None))
+            if page.next is None:
+                return
+            after = page.next
+
+    async def _clamp_nodes(self) -> None:
+        after: str | None = None
+        now = self.clock.now()
+        while True:
+            page = await self.page("node", (), after, 1000)
+            wrong = tuple(node.id for node in map(node_of, page.rows) if node.last_seen > now)
+            if wrong:
+                self.committer.add(Item([ClampNodes(wrong)], HUB, None))
             if page.next is None:
                 return
             after = page.next

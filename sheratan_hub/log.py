@@ -1,7 +1,7 @@
 """Logs: one JSON object a line, one file a plane; warnings also to stderr. Never a secret, never a payload.
 
-Loggers: `sheratan` (the engine, in both files), `sheratan.control` and `sheratan.data` with everything below them.
-aiohttp's servers are to be given `sheratan.control.http` and `sheratan.data.http`.
+Loggers: `sheratan.control` and `sheratan.data` with everything below them write to their plane's file; the engine
+(`sheratan`), aiohttp and asyncio write to both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request being served; every line written meanwhile carries it."""
 
 PLANES = ("control", "data")
-HTTP_LOGGERS = ("sheratan.control.http", "sheratan.data.http", "aiohttp.server")
 ROOTS = ("sheratan", "aiohttp", "asyncio")
 
 
@@ -42,9 +41,6 @@ def setup(settings: Settings, data_dir: str | Path) -> Callable[[], None]:
         logger.setLevel(level if name == "sheratan" else max(level, logging.WARNING))
         for handler in handlers:
             logger.addHandler(handler)
-    for name in HTTP_LOGGERS:
-        logging.getLogger(name).setLevel(logging.DEBUG)  # aiohttp tells of a wrong method at DEBUG only
-        logging.getLogger(name).addFilter(HttpFilter(level))
     return _remove_handlers
 
 
@@ -95,29 +91,6 @@ class PlaneFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record belongs into this plane's file."""
         return not self._other.filter(record)
-
-
-class HttpFilter(logging.Filter):
-    """Turns aiohttp's traceback about a request that is not HTTP into one line, and drops what is below the level.
-
-    The line says the kind of error only: aiohttp's text quotes the request, and a header may hold a token.
-    """
-
-    def __init__(self, level: int) -> None:
-        super().__init__()
-        self._level = level
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written; see the class."""
-        kind = record.exc_info[0] if record.exc_info else None
-        if kind is None or all(parent.__name__ != "HttpProcessingError" for parent in kind.__mro__):
-            return record.levelno >= max(self._level, logging.WARNING)
-        remote_addr = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg, record.args = "refused a request that is not valid HTTP", ()
-        record.exc_info = record.exc_text = None
-        record.data = {"remote_addr": remote_addr, "error": kind.__name__}
-        return record.levelno >= self._level
 
 
 class PlaneFile(logging.handlers.WatchedFileHandler):
@@ -177,10 +150,8 @@ class StderrHandler(logging.Handler):
 
 def _remove_handlers() -> None:
     """Take away and close what an earlier `setup` added."""
-    for name in (*ROOTS, *HTTP_LOGGERS):
+    for name in ROOTS:
         logger = logging.getLogger(name)
         for handler in [handler for handler in logger.handlers if isinstance(handler, PlaneFile | StderrHandler)]:
             logger.removeHandler(handler)
             handler.close()
-        for old in [old for old in logger.filters if isinstance(old, HttpFilter)]:
-            logger.removeFilter(old)

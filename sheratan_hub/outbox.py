@@ -54,7 +54,7 @@ class Outbox:
             await self._filled.wait()
             batch = list(islice(self._reports.values(), BATCH))
             outcomes = await self._contact.reach(PURPOSE, self._hub.results(batch))
-            again = outcomes is None and self._settle(batch, outcomes)
+            again = outcomes is None or self._settle(batch, outcomes)
             if again:
                 await self._clock.sleep(max(250.0, self._contact.pause_ms(PURPOSE)))
             if not self._reports:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
-from sheratan_hub.client import HubClient, HubRefused, Lease
+from sheratan_hub.client import Extended, HubClient, HubRefused, Lease
 from sheratan_hub.clock import Clock
 from sheratan_hub.contact import Contact
 from sheratan_hub.handlers import Attempt, Outcome, failure
@@ -13,6 +13,7 @@ from sheratan_hub.runner import Runner
 
 Cause = Literal["timeout", "cancelled", "gone", "released"]
 
+PAUSE_MIN_MS = 100
 END_MS = 5_000
 """How long an async handler may take to end once it is cancelled."""
 
@@ -65,25 +66,30 @@ class Running:
             self.end("timeout")
 
     async def _keep(self) -> None:
-        """Renew the lease at a third of its time; a renewal that did not reach the hub is tried again sooner."""
+        """Renew the lease at each third of its time; a renewal that did not reach the hub is tried again sooner.
+
+        The hub says how long the renewed lease lasts: one that was sent twice began with what was left of it.
+        """
         third_ms = self.lease.lease_seconds * 1000 / 3
         pause = third_ms
         while True:
-            await self._clock.sleep(pause)
-            reached = await self._contact.reach("extend", self._extend())
-            pause = third_ms if reached else third_ms / 4
+            await self._clock.sleep(max(pause, PAUSE_MIN_MS))
+            longer = await self._contact.reach("extend", self._extend())
+            if longer is not None and longer.lease_seconds is not None:
+                third_ms = longer.lease_seconds * 1000 / 3
+            pause = third_ms if longer is not None else third_ms / 4
 
-    async def _extend(self) -> bool:
+    async def _extend(self) -> Extended:
         try:
-            longer = await self._hub.extend(self.lease.job_id, self.lease.lease_id, self.lease.lease_seconds)
+            longer = await self._hub.extend(self.lease.job_id, self.lease.lease_id)
         except HubRefused as no:
             if no.status not in (404, 409):
                 raise
             self.end("gone")
-            return True
+            return Extended()
         if longer.cancel_requested:
             self.end("cancelled")
-        return True
+        return longer
 
 
 def _attempt(lease: Lease) -> Attempt:

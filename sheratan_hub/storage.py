@@ -247,17 +247,18 @@ def open_store(url: str, clock: Any) -> Store:
     return store
 
 
-def merge(wants: Iterable[Wants]) -> Wants:
-    """All of these wants as one. Limits of one selection add up, to `SELECT_MAX` or to what one of them asks alone."""
+def merge(wants: Iterable[Wants], most: int | None = None) -> Wants:
+    """All of these wants as one. Limits of one selection add up to `most`, or to what one of them asks alone."""
+    most = SELECT_MAX if most is None else min(most, SELECT_MAX)
     out = Wants()
     for want in wants:
         out.keys |= want.keys
         out.look |= want.look
         out.counts |= want.counts
         for ready, limit in want.ready.items():
-            out.ready[ready] = max(limit, min(out.ready.get(ready, 0) + limit, SELECT_MAX))
+            out.ready[ready] = max(limit, min(out.ready.get(ready, 0) + limit, most))
         for due, limit in want.due.items():
-            out.due[due] = max(limit, min(out.due.get(due, 0) + limit, SELECT_MAX))
+            out.due[due] = max(limit, min(out.due.get(due, 0) + limit, most))
     out.look -= out.keys
     return out
 

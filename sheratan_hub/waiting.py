@@ -14,10 +14,11 @@ from sheratan_hub.storage import Row
 class Waiter:
     """One waiting pull: what it can take, and an event that is set when it should look again.
 
-    `woken` holds the lanes it was woken for since its last look; `saturated`, that it waits for a lease to end.
+    `woken` holds the lanes it was woken for and has not used; `saturated`, that it waits for a lease to end;
+    `freed`, that it was woken because one has ended.
     """
 
-    __slots__ = ("event", "limit", "offer", "saturated", "woken")
+    __slots__ = ("event", "freed", "limit", "offer", "saturated", "woken")
 
     def __init__(self, offer: Offer, limit: int) -> None:
         self.offer = offer
@@ -25,13 +26,17 @@ class Waiter:
         self.event = asyncio.Event()
         self.woken: list[str] = []
         self.saturated = False
+        self.freed = False
 
-    def looked(self, found: int, saturated: bool, wakes: int) -> None:
-        """It has looked: the first `wakes` wakes are used up, unless it could not take what it was woken for."""
-        del self.woken[: wakes if found == 0 and not saturated else min(found, wakes)]
-        self.saturated = saturated
-        if not self.woken:
-            self.event.clear()
+    def looked(self, found: int, reason: str | None, wakes: int) -> None:
+        """It has looked. Its first `wakes` wakes are used up by what it found, or all if there was no job left.
+
+        Wakes that it could not use (the limit is reached, its node is stale) go to others when it leaves.
+        """
+        del self.woken[: wakes if reason == "no_job" else min(found, wakes)]
+        self.saturated = reason == "inflight_limit"
+        if found or self.saturated:
+            self.freed = False
 
 
 class Waiting:
@@ -63,6 +68,8 @@ class Waiting:
             del self._pulls[waiter]
             for lane in waiter.woken:
                 self.wake(lane)
+            if waiter.freed:
+                self._free_one()
 
     @contextmanager
     def job(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -79,34 +86,47 @@ class Waiting:
             if not waiters:
                 del self._jobs[job_id]
 
-    def committed(self, rows: Iterable[Row]) -> None:
-        """Wake whom these rows concern: a claimable job wakes a pull that can take it, a finished one its own."""
-        for row in rows:
-            if row.lane is not None:
-                self.wake(row.lane)
+    def committed(self, new: Iterable[Row], put: Iterable[Row]) -> None:
+        """Wake whom these rows concern: a claimable job a pull that can take it, an ended lease one that waits for
+        it, a finished job its own waiters."""
+        nobody: set[str] = set()
+        for row in new:
+            self._claimable(row, nobody)
+        for row in put:
+            self._claimable(row, nobody)
             if row.kind == "job" and row.labels[0] != "running":
-                self._ended(row)
+                self._free_one()
+                if row.labels[0] != "pending":
+                    for event in self._jobs.get(row.id, ()):
+                        event.set()
 
-    def _ended(self, row: Row) -> None:
+    def _claimable(self, row: Row, nobody: set[str]) -> None:
+        if row.lane is not None and row.lane not in nobody and not self.wake(row.lane):
+            nobody.add(row.lane)
+
+    def pass_on(self, waiter: Waiter) -> None:
+        """It was woken because a lease has ended, but has no job to take: let another look."""
+        waiter.freed = False
+        self._free_one()
+
+    def _free_one(self) -> None:
         for waiter in self._pulls:
             if waiter.saturated:
-                waiter.saturated = False
+                waiter.saturated, waiter.freed = False, True
                 waiter.event.set()
-                break
-        if row.labels[0] != "pending":
-            for event in self._jobs.get(row.id, ()):
-                event.set()
+                return
 
-    def wake(self, lane: str) -> None:
+    def wake(self, lane: str) -> bool:
         """Wake the first waiting pull that can take a job of this lane and has not been woken for enough yet."""
         if not self._pulls:
-            return
+            return False
         name = read_lane(lane)
         for waiter in self._pulls:
             if len(waiter.woken) < waiter.limit and suits(name.kind, name.needs, waiter.offer):
                 waiter.woken.append(lane)
                 waiter.event.set()
-                return
+                return True
+        return False
 
     def close(self) -> None:
         """Send everybody home: every waiter looks once more and answers."""

@@ -218,7 +218,7 @@ class Worker:
         self._say(f"stopping: {len(self._running)} jobs running, {len(self._outbox)} results to send")
         group.create_task(self._beat())
         if self._unanswered:
-            await self._contact.reach("pull", self._hand_back())
+            group.create_task(self._contact.reach("pull", self._hand_back()))
         await self._idle(self._options.grace_seconds * 1000)
         for job in self._running.values():
             job.end("released")

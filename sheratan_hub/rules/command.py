@@ -163,17 +163,25 @@ class Together:
 
     commands: tuple[Command, ...]
 
+    def __len__(self) -> int:
+        return len(self.commands)
+
     def wants(self, scene: Scene) -> Wants:
         """All that the members want."""
         return merge(command.wants(scene) for command in self.commands)
 
     def decide(self, view: View) -> Decision:
         """Decide one after the other on a trial copy; the answer is the tuple of their answers."""
-        trial, made = view.trial(), []
+        trial, made, needs = view.trial(), [], []
         for place, command in enumerate(self.commands):
             try:
                 decision = command.decide(trial)
+            except Need as need:
+                needs.append(need.wants)
+                continue
             except Refused as no:
+                if needs:
+                    continue  # it may have been refused for what is not loaded yet
                 raise Refused(
                     no.code,
                     f"entry {place} of the atomic batch: {no.text}",
@@ -183,6 +191,8 @@ class Together:
                 ) from no
             trial.apply(decision)
             made.append(decision)
+        if needs:
+            raise Need(merge(needs))
         return joined(made)
 
 

@@ -67,7 +67,7 @@ class Finish:
         held(job, lease_id)
         happened, done = self._outcome(job, view)
         late = job.status == "pending"
-        delay = done.not_before - view.now if happened == "retry" else 0
+        delay = max(0, done.not_before - view.now) if done.status == "pending" else 0
         answer = Finished(job.id, done.status, late, delay)
         done = close(done, Closed(lease_id or "", digest, done.status, late, delay))
         actor = job.node_id or "client"
@@ -94,6 +94,8 @@ class Finish:
         return Decision(Finished(self.job_id, closed.status, closed.late, closed.retry_in_ms))
 
     def _outcome(self, job: Job, view: View) -> tuple[str, Job]:
+        if job.status == "pending" and not self.ok and self.retry:
+            return "late_failure", job.with_(error=Raw(self.error))  # the hub has charged this delivery already
         if self.ok:
             return "completed", end(job, "completed", view.now, result=Raw(self.result), error=NULL)
         return after_failure(
@@ -181,7 +183,7 @@ class Release:
         if job.cancel_at:
             happened, back = "cancelled", end(job, "cancelled", view.now, "CANCELLED")
         else:
-            happened, back = "released", job.after("released", lease_id=None)
+            happened, back = "released", job.after("released", lease_id=None, pending_since=view.now)
         back = close(back, Closed(self.lease_id, "released", back.status))
         actor = "hub" if self.sending is not None else job.node_id or "client"
         event = job_event(back, happened, view.now, actor, attempt=job.attempt)

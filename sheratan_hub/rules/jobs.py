@@ -18,8 +18,7 @@ Status = Literal["pending", "running", "completed", "failed", "cancelled"]
 TRANSITIONS: dict[tuple[str, str], Status] = {
     ("pending", "leased"): "running",
     ("pending", "completed"): "completed",  # late: the lease ran out, but nobody else has had it since
-    ("pending", "failed"): "failed",  # late as above, no retry left
-    ("pending", "retry"): "pending",  # late as above, a retry is left
+    ("pending", "failed"): "failed",  # late as above, and it said not to try again
     ("pending", "expired"): "failed",
     ("pending", "cancelled"): "cancelled",
     ("pending", "due"): "pending",  # its time has come: it may be claimed now
@@ -77,6 +76,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     at_most_once: bool = False
     not_before: int = 0
     expires_at: int = 0
+    ttl_ms: int = 0
+    pending_since: int = 0
     waiting: bool = False
     attempt: int = 0
     failures: int = 0
@@ -123,6 +124,12 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
         return next((one for one in self.closed if one.lease_id == lease_id), None)
 
     @property
+    def ends_unclaimed_at(self) -> int:
+        """When it fails if nobody has taken it: its own deadline, or the time one may wait in the line; 0: never."""
+        ends = [at for at in (self.expires_at, self.ttl_ms and self.pending_since + self.ttl_ms) if at]
+        return min(ends, default=0)
+
+    @property
     def row(self) -> Row:
         """The row it is kept as."""
         agenda, due_at = self._next_look()
@@ -144,9 +151,10 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
             return "lease", min(ends, self.cancel_at) if self.cancel_at else ends
         if self.status != "pending":
             return None, 0
+        ends = self.ends_unclaimed_at
         if self.waiting:
-            return "wait", min(self.not_before, self.expires_at) if self.expires_at else self.not_before
-        return ("expire", self.expires_at) if self.expires_at else (None, 0)
+            return "wait", min(self.not_before, ends) if ends else self.not_before
+        return ("expire", ends) if ends else (None, 0)
 
 
 def job_of(row: Row) -> Job:

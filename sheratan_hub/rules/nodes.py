@@ -220,6 +220,24 @@ class SweepNodes:
         return Decision(Swept(len(put), next_at, tuple(dead)), put=tuple(put), events=tuple(events))
 
 
+@dataclass(frozen=True, slots=True)
+class ClampNodes:
+    """After a start: no node was heard of in the future, even if the wall clock went back."""
+
+    node_ids: tuple[str, ...]
+
+    def wants(self, scene: Scene) -> Wants:
+        """The nodes."""
+        return Wants(keys={Key("node", id) for id in self.node_ids})
+
+    def decide(self, view: View) -> Decision:
+        """The answer is how many were clamped; the next sweep sees when each is due."""
+        rows = [row for id in self.node_ids if (row := view.row("node", id)) is not None]
+        nodes = [msgspec.structs.replace(node, last_seen=min(node.last_seen, view.now)) for node in map(node_of, rows)]
+        put = tuple(node.row(None if node.state == "DEAD" else view.now) for node in nodes)
+        return Decision(len(put), put=put)
+
+
 def _looked_at(node: Node, now: int, scene: Scene) -> tuple[Node, int | None]:
     """The node with the state that it has now, and when to look again."""
     state = state_of(node, now, scene.limits, scene.started_at)

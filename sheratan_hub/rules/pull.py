@@ -66,7 +66,7 @@ class Pull:
             wants.keys.add(Key("puller", self.node_id))
         if self.capabilities is not None:
             for lane in scene.lanes.choose(Offer(self.capabilities, self.kinds), 1):
-                wants.ready[Ready(lane)] = self.limit
+                wants.ready[Ready(lane)] = min(self.limit, scene.limits.max_inflight)
         return wants
 
     def decide(self, view: View) -> Decision:
@@ -96,17 +96,23 @@ class Pull:
     def _choose(self, view: View, offer: Offer, limit: int) -> list[Row]:
         """The first `limit` waiting rows over the lanes in their order; asks for more lanes as they run out."""
         taken: list[Row] = []
-        used_up: set[str] = set()
+        used_up = set(view.used_up)
+        rounds = 0
         while len(taken) < limit:
-            lanes = view.scene.lanes.choose(offer, max(1, len(used_up)), used_up)
+            lanes = view.scene.lanes.choose(offer, max(1, rounds), used_up)
             if not lanes:
                 break
             missing = [lane for lane in lanes if not view.loaded(lane)]
             if missing:
                 raise Need(Wants(ready={Ready(lane): limit - len(taken) for lane in missing}))
             for lane in lanes:
-                taken += view.ready(lane, limit - len(taken)) if len(taken) < limit else ()
+                if len(taken) < limit:
+                    rows = view.ready(lane, limit - len(taken))
+                    taken += rows
+                    if not rows:
+                        view.used_up.add(lane)
             used_up.update(lanes)
+            rounds += len(lanes)
         return taken
 
     def _lease(self, view: View, jobs: list[Job], pulls: Pulls | None, node: Node | None) -> Decision:
@@ -151,7 +157,7 @@ class Pull:
         known = pulls.leases(self.pull_id) if pulls and self.pull_id else ()
         if not known:
             return None
-        missing = {Key("job", job_id) for job_id, _ in known if not view.has("job", job_id)}
+        missing = {Key("job", job_id) for job_id, _ in known if not view.has("job", job_id, locked=True)}
         if missing:
             raise Need(Wants(keys=missing))
         rows = ((view.row("job", job_id), lease_id) for job_id, lease_id in known)

@@ -97,7 +97,6 @@ class Submit:
 
     def _job(self, now: int, limits: Limits) -> Job:
         start = max(self.not_before, now + self.delay_ms)
-        expires_ms = self.expires_in_ms or limits.item_ttl_ms
         apart = len(self.params) > APART_BYTES
         return Job(
             id=self.job_id,
@@ -116,7 +115,9 @@ class Submit:
             backoff=self.backoff,
             at_most_once=self.at_most_once,
             not_before=start if start > now else 0,
-            expires_at=now + expires_ms if expires_ms else 0,
+            expires_at=now + self.expires_in_ms if self.expires_in_ms else 0,
+            ttl_ms=0 if self.expires_in_ms else limits.item_ttl_ms,
+            pending_since=start,
             waiting=start > now,
             traceparent=self.traceparent,
             key=key_id(self.key) if self.key is not None else None,

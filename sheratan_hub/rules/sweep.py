@@ -13,7 +13,7 @@ from sheratan_hub.rules.jobs import Job, job_event, job_key, job_of
 from sheratan_hub.rules.nodes import Swept
 from sheratan_hub.rules.retry import after_failure, after_loss, end
 from sheratan_hub.rules.view import View
-from sheratan_hub.storage import Row, Wants
+from sheratan_hub.storage import Key, Row, Wants
 
 LOOK_AHEAD_MS = 1000
 """A sweep also loads what is due this soon, so that it knows when the next one must run."""
@@ -58,11 +58,14 @@ class ReapNode:
     job_ids: tuple[str, ...]
 
     def wants(self, scene: Scene) -> Wants:
-        """The jobs."""
-        return Wants(keys={job_key(id) for id in self.job_ids})
+        """The jobs, and whether the node is still silent."""
+        return Wants(keys={job_key(id) for id in self.job_ids}, look={Key("node", self.node_id)})
 
     def decide(self, view: View) -> Decision:
-        """The answer is how many leases ended."""
+        """The answer is how many leases ended: none if the node was heard of since."""
+        node = view.look("node", self.node_id)
+        if node is None or node.labels[0] != "DEAD":
+            return Decision(0)
         rows = [view.row("job", id) for id in self.job_ids]
         jobs = [job_of(row) for row in rows if row is not None]
         put, events = [], []
@@ -108,7 +111,7 @@ def _act(agenda: str, job: Job, view: View, jitter: float) -> tuple[Job, str, di
     """(the job after it, what happened, what to tell of it)."""
     now = view.now
     if agenda != "lease":
-        if job.expires_at and job.expires_at <= now:
+        if 0 < job.ends_unclaimed_at <= now:
             return end(job, "expired", now, "EXPIRED", error=_EXPIRED), "failed", {"reason": "EXPIRED"}
         return job.after("due", waiting=False), "due", {}
     if job.cancel_at and job.cancel_at <= now:

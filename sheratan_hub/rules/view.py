@@ -27,14 +27,19 @@ class View:
         self._due: dict[str, list[Row]] = {}
         self._counts: dict[str, int] = {}
         self._fresh: set[Key] = set()
+        self._locked: set[Key] = set()
+        self.used_up: set[str] = set()
+        self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
         self._events: list[Event] = []
 
     def add(self, wants: Wants, loaded: Loaded) -> None:
         """Take in what the store found for `wants`. Rows already here keep what was decided on them."""
-        for key in (*wants.keys, *wants.look):
+        for key in wants.look:
             self._rows.setdefault(key, loaded.rows.get(key))
+        for key in wants.keys:
+            self._lock(key, loaded.rows.get(key))
         for ready, rows in loaded.ready.items():
             self._ready[ready.lane] = rows
             self._at[ready.lane] = 0
@@ -48,12 +53,18 @@ class View:
 
     def _keep(self, rows: Iterable[Row]) -> None:
         for row in rows:
-            self._rows.setdefault(row.key, row)
+            self._lock(row.key, row)
+
+    def _lock(self, key: Key, row: Row | None) -> None:
+        """What was loaded to be changed is newer than what was only looked at, older than what was decided."""
+        self._locked.add(key)
+        if key not in self._written:
+            self._rows[key] = row
 
     def row(self, kind: str, id: str) -> Row | None:
         """The row, locked, or None if there is none."""
         key = Key(kind, id)
-        if key not in self._rows:
+        if key not in self._locked:
             raise Need(Wants(keys={key}))
         return self._rows[key]
 
@@ -64,9 +75,9 @@ class View:
             raise Need(Wants(look={key}))
         return self._rows[key]
 
-    def has(self, kind: str, id: str) -> bool:
-        """Whether it is known if there is such a row."""
-        return Key(kind, id) in self._rows
+    def has(self, kind: str, id: str, *, locked: bool = False) -> bool:
+        """Whether it is known if there is such a row; `locked`: so that it may be changed."""
+        return Key(kind, id) in (self._locked if locked else self._rows)
 
     def loaded(self, lane: str) -> bool:
         """Whether any part of the lane was loaded."""
@@ -115,6 +126,9 @@ class View:
 
     def _write(self, key: Key, row: Row | None) -> None:
         before = self._rows.get(key)
+        self._locked.add(key)
+        if before is not None and before.lane is not None and before.lane not in self._ready:
+            self.left.add(before.lane)
         for facet in facets(before):
             self._deltas[facet] = self._deltas.get(facet, 0) - 1
         for facet in facets(row):
@@ -151,6 +165,7 @@ class View:
         copy._rows, copy._ready, copy._depth = dict(self._rows), self._ready, self._depth
         copy._due, copy._counts = self._due, self._counts
         copy._written, copy._deltas, copy._fresh = dict(self._written), dict(self._deltas), set(self._fresh)
+        copy._locked = set(self._locked)
         return copy
 
 

@@ -21,6 +21,10 @@ FREE = ("params", "result")
 """Members inside which repeated keys are allowed; the last one wins."""
 
 
+class BrokenBody(Exception):
+    """The rest of a body cannot be read: what came is no valid transfer encoding."""
+
+
 async def read_body(request: BaseRequest, limit: int) -> bytes:
     """The whole body. Refused: `unsupported_media_type`, `body_too_large` (as soon as it is known)."""
     _refuse_foreign(request.headers)
@@ -31,11 +35,14 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     chunks: list[bytes] = []
     size = 0
-    while chunk := await request.content.readany():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
+    try:
+        while chunk := await request.content.readany():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            chunks.append(chunk)
+    except BrokenBody as broken:
+        raise Refused(Code.BAD_REQUEST, "the body's transfer encoding is broken") from broken
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -62,29 +69,42 @@ def decode(text: bytes, kind: type[T]) -> T:
         raise Refused(Code.BAD_JSON, "the body is not valid JSON") from error
 
 
+def refuse_long(entries: int, most: int) -> None:
+    """Refused with `batch_too_large` when there are more entries than one request may have."""
+    if entries > most:
+        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {most} entries, not {entries}")
+
+
 def check_json(body: bytes, depth: int) -> None:
     """Refuse what is not one strict JSON object.
 
     A text that comes back the same after reading and writing it has no repeated key, no NaN, no infinity, no
-    lone surrogate, no number beyond 64 bit; compact JSON without such things does. Anything else is examined.
+    lone surrogate, no number beyond 64 bit. Compact JSON does, and so does what Python's `json.dumps` writes;
+    anything else is examined.
     """
-    if body.count(b"{") + body.count(b"[") > depth:
-        _refuse_deep(body, depth)
     try:
         doc = orjson.loads(body)
-        same = isinstance(doc, dict) and orjson.dumps(doc) == body
-    except (orjson.JSONDecodeError, TypeError):
+        same = isinstance(doc, dict) and (orjson.dumps(doc) == body or json.dumps(doc).encode() == body)
+    except (orjson.JSONDecodeError, TypeError, RecursionError):
         same = False
     if not same:
         _examine(body)
+    if body.count(b"{") + body.count(b"[") > depth:
+        _refuse_deep(body, depth)
 
 
 def _refuse_deep(body: bytes, depth: int) -> None:
-    level = 0
-    for mark in _MARK.findall(_STRING.sub(b"", body)):
-        level += 1 if mark in b"{[" else -1
-        if level > depth:
-            raise Refused(Code.TOO_DEEP, f"the body is nested deeper than {depth} levels")
+    """Take away the innermost brackets `depth` times: what is left was deeper. The body is valid JSON."""
+    brackets = _STRING.sub(b"", body).translate(_SQUARE, delete=_NO_BRACKETS)
+    for _ in range(depth):
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> Refused:
+    return Refused(Code.TOO_DEEP, "the body is nested too deep")
 
 
 def _examine(body: bytes) -> None:
@@ -97,7 +117,9 @@ def _examine(body: bytes) -> None:
             parse_float=_float,
         )
         json.dumps(doc, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:
         raise Refused(Code.BAD_JSON, f"the body is not valid JSON: {_said(error)}") from error
     if not isinstance(doc, _Object):
         raise Refused(Code.BAD_JSON, "the body must be a JSON object")
@@ -147,5 +169,6 @@ def _refuse_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_MARK = re.compile(rb"[][{}]")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

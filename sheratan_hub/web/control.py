@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ NO_POLICY = {"version": 0, "sha256": None}
 """Policies are not there yet; version 0 is none."""
 
 LABELS_MAX = 50
+_SECRET = re.compile("token|secret|passw|key|auth|credential", re.IGNORECASE)  # such a field is never kept
 
 
 async def heartbeat(call: Call) -> web.StreamResponse:
@@ -48,7 +50,8 @@ async def heartbeat(call: Call) -> web.StreamResponse:
 def read_beat(body: bytes, _settings: Settings) -> tuple[BeatForm, dict[str, str | int | float | bool]]:
     """A heartbeat's form, and its other scalar fields as labels."""
     known = BeatForm.__struct_fields__
-    others = {name: value for name, value in msgspec.json.decode(body).items() if name not in known}
+    sent = msgspec.json.decode(body).items()
+    others = {name: value for name, value in sent if name not in known and not _SECRET.search(name)}
     scalars = {name[:100]: value for name, value in others.items() if isinstance(value, (str, int, float, bool))}
     labels = {name: value[:500] if isinstance(value, str) else value for name, value in scalars.items()}
     return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])
@@ -87,11 +90,12 @@ async def registry(call: Call) -> web.StreamResponse:
     nodes: dict[str, Any] = {}
     after: str | None = None
     while True:
-        page = await call.hub.page("node", (), after, 1000)
+        page = await call.hub.page("node", (), after, 200)
         nodes |= {row.id: _node(call, row) for row in page.rows}
         if page.next is None:
             return reply({"ok": True, "nodes": nodes, "policy": NO_POLICY})
         after = page.next
+        await call.services.clock.sleep(0)
 
 
 def _node(call: Call, row: Any) -> dict[str, Any]:

@@ -10,37 +10,44 @@ from aiohttp import web
 
 from sheratan_hub.canonical import Raw
 from sheratan_hub.config import Settings
-from sheratan_hub.rules.command import Code, Command, Refused, Together
-from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Finish, Finished, Release
-from sheratan_hub.rules.integrity import Proof, check_result
+from sheratan_hub.rules.command import Code, Refused, Together
+from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
 from sheratan_hub.rules.jobs import TRANSITIONS, job_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit, Submitted
-from sheratan_hub.web.body import decode
+from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
 from sheratan_hub.web.forms import (
     BatchForm,
     FleetPullForm,
-    IntegrityForm,
     JobForm,
-    NamedResultForm,
     PullForm,
-    ResultForm,
 )
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
 from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, pulled, reply, submitted
+from sheratan_hub.web.results import finished
 
-STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()))
+STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"quarantined", "throttled"})
+"""What a list may be asked for; nothing is quarantined or throttled in this version."""
+
+PAGE_BYTES = 4 * 1024 * 1024
+"""A page of jobs ends once it holds this much; whoever wants more follows the cursor."""
 
 
 def read_submit(body: bytes, settings: Settings) -> JobForm | BatchForm:
     """The body of POST /api/jobs: a batch if it has `jobs`, else one job, which may be no larger than any body."""
     if b'"jobs"' in body and "jobs" in decode(body, dict[str, Raw]):
+        if body.count(b",") > settings.limits.batch_jobs:
+            refuse_long(len(decode(body, _Jobs).jobs), settings.limits.batch_jobs)
         return decode(body, BatchForm)
     if len(body) > settings.limits.body_bytes:
         raise Refused(Code.BODY_TOO_LARGE, f"the body is larger than {settings.limits.body_bytes} bytes")
     return decode(body, JobForm)
+
+
+class _Jobs(msgspec.Struct):
+    jobs: list[Any]
 
 
 async def submit(call: Call) -> web.StreamResponse:
@@ -73,9 +80,7 @@ def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
 
 
 async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:
-    limits = call.settings.limits
-    if len(form.jobs) > limits.batch_jobs:
-        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {limits.batch_jobs} jobs, this one has {len(form.jobs)}")
+    refuse_long(len(form.jobs), call.settings.limits.batch_jobs)
     parsed = [_batch_entry(call, bytes(raw)) for raw in form.jobs]
     outcomes = await (_all_or_none if form.atomic else _each)(call, parsed)
     fulls = [one for one in outcomes if isinstance(one, Refused) and one.code is Code.QUEUE_FULL]
@@ -151,7 +156,7 @@ async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
 
 async def _deliver(call: Call, done: Pulled) -> web.StreamResponse:
     """Write the answer here, so that leases whose answer could not be written go back at no cost."""
-    response = reply(pulled(done, defer_ms(call, done.reason)))
+    response = reply(pulled(done, defer_ms(call, done.reason), call.services.clock.now()))
     if not done.jobs:
         return response
     try:
@@ -173,82 +178,6 @@ def defer_ms(call: Call, reason: str | None) -> int:
     return int(base * (0.75 + call.services.clock.jitter() / 2))
 
 
-async def result(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/result."""
-    command = _finish(call, call.params["id"], call.form)
-    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
-
-
-async def fleet_result(call: Call) -> web.StreamResponse:
-    """POST /mesh/submit_result: the job is named in the body; without a lease_id its current lease counts."""
-    command = _finish(call, call.form.job_id, call.form)
-    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
-
-
-async def results(call: Call) -> web.StreamResponse:
-    """POST /api/results: several, each with an outcome of its own."""
-    limits = call.settings.limits
-    if len(call.form.results) > limits.batch_jobs:
-        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {limits.batch_jobs} results")
-    parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
-    commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
-    outcomes = iter(await call.hub.execute_many(commands, call.origin) if commands else ())
-    answers = [one if isinstance(one, Refused) else next(outcomes) for one in parsed]
-    return reply({"ok": True, "results": [_result_answer(call, one) for one in answers]})
-
-
-def _result_entry(call: Call, raw: bytes) -> Finish | Refused:
-    try:
-        if len(raw) > call.settings.limits.body_bytes:
-            raise Refused(Code.BODY_TOO_LARGE, f"this entry is larger than {call.settings.limits.body_bytes} bytes")
-        form = decode(raw, NamedResultForm)
-        return _finish(call, form.job_id, form, lease_needed=True)
-    except Refused as no:
-        return no
-
-
-def _result_answer(call: Call, outcome: Any) -> dict[str, Any]:
-    if isinstance(outcome, Refused):
-        call.refused(outcome)
-        return entry(outcome, call.settings.queue.backpressure_mode)
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return _finished(outcome)
-
-
-def _finish(call: Call, job_id: str, form: ResultForm, *, lease_needed: bool = False) -> Finish:
-    if form.lease_id is None and (lease_needed or call.params):
-        raise Refused(Code.INVALID_FIELD, "Object missing required field `lease_id`")
-    text, error = bytes(form.result), bytes(form.error)
-    _check_integrity(call, job_id, form.ok, text, error, form.integrity)
-    return Finish(
-        job_id,
-        form.ok,
-        form.lease_id,
-        form.node_id,
-        text,
-        error,
-        form.retry,
-        None if form.retry_after_seconds is None else int(form.retry_after_seconds * 1000),
-        call.services.clock.jitter(),
-    )
-
-
-def _check_integrity(call: Call, job_id: str, ok: bool, text: bytes, error: bytes, given: IntegrityForm | None) -> None:
-    proof = Proof(given.mode, given.sha256, given.sig) if given is not None else None
-    if check_result(job_id, ok, text, error, proof, call.services.demand):
-        call.services.metrics.minute.add("integrity.ok")
-
-
-def _finished(done: Finished) -> dict[str, Any]:
-    answer: dict[str, Any] = {"ok": True, "job_id": done.job_id, "status": done.status}
-    if done.late:
-        answer["late"] = True
-    if done.retry_in_ms:
-        answer["retry_in_seconds"] = done.retry_in_ms / 1000
-    return answer
-
-
 async def extend(call: Call) -> web.StreamResponse:
     """POST /api/jobs/{id}/extend: the lease ends `seconds` from now."""
     seconds = call.form.seconds
@@ -267,7 +196,7 @@ async def extend(call: Call) -> web.StreamResponse:
 async def release(call: Call) -> web.StreamResponse:
     """POST /api/jobs/{id}/release: the job goes back at no cost."""
     command = Release(call.params["id"], call.form.lease_id)
-    return reply(_finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+    return reply(finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
 
 
 async def cancel(call: Call) -> web.StreamResponse:
@@ -290,7 +219,14 @@ async def jobs(call: Call) -> web.StreamResponse:
     if status is not None and status not in STATUSES:
         raise Refused(Code.INVALID_FIELD, f"status must be one of {', '.join(sorted(STATUSES))}")
     labels = (status, *(word(request, name) for name in ("kind", "source", "mission_id", "node_id")))
-    page = await call.hub.page("job", labels, cursor(request), page_limit(request))
-    found = [job_of(row) for row in page.rows]
-    params = await call.hub.params(found)
-    return listed("jobs", (job_answer(one, params, alone=False) for one in found), page.next)
+    answers: list[Any] = []
+    after, most, size, step = cursor(request), page_limit(request), 0, 16
+    while True:
+        page = await call.hub.page("job", labels, after, min(step, most - len(answers)))
+        found = [job_of(row) for row in page.rows]
+        params = await call.hub.params(found)
+        answers += (job_answer(one, params, alone=False) for one in found)
+        size += sum(len(row.doc) for row in page.rows) + sum(map(len, params.values()))
+        after, step = page.next, step * 4
+        if after is None or len(answers) >= most or size > PAGE_BYTES or len(page.rows) < min(step // 4, most):
+            return listed("jobs", answers, after)

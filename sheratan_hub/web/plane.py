@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -31,11 +31,16 @@ Right = Literal["public", "token", "local", "metrics"]
 """What a route asks of its caller: nothing, the token, loopback on the data plane, or as /metrics is configured."""
 
 
+LARGE_BYTES = 65_536
+"""A larger body is checked in a thread, so that others are answered meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One line of the route table. `plane` is where it is served; elsewhere its path is answered 410.
 
     A body is decoded as `form`, or by `reader` where the route takes more than one; `batch` allows a large one.
+    A GET that `acts` (the fleet pulls by it) has no HEAD.
     """
 
     method: str
@@ -47,6 +52,7 @@ class Route:
     reader: Callable[[bytes, Settings], Any] | None = None
     body_optional: bool = False
     batch: bool = False
+    acts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ class Call:
 
     def from_node(self, node_id: str | None) -> Origin:
         """The origin, once the node is known."""
-        return Origin(self.origin.plane, self.origin.remote_addr, self.origin.path, node_id)
+        return replace(self.origin, node_id=node_id)
 
     def refused(self, no: Refused, node_id: str | None = None) -> None:
         """Tell the observers of a refusal, for metrics and audit."""
@@ -172,12 +178,14 @@ class Plane:
         if not request.raw_path.startswith("/"):
             raise Refused(Code.BAD_REQUEST, "the request target must be a path")
         path = request.raw_path.partition("?")[0]
-        call.origin = Origin(self.name, request.remote, path[:200])
         methods, values = self._mine.find(path)
+        known = methods or self._theirs.find(path)[0]
+        route_path = next(iter(known.values())).path if known else None
+        call.origin = Origin(self.name, request.remote, path[:200], route=route_path)
         if not methods:
-            raise self._lost(path)
-        route = methods.get(request.method) or (methods.get("GET") if request.method == "HEAD" else None)
-        if route is None:
+            raise self._lost(path, theirs=bool(known))
+        route = methods.get("GET" if request.method == "HEAD" else request.method)
+        if route is None or (route.acts and request.method == "HEAD"):
             raise NotAllowed(sorted(methods))
         if values:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
@@ -185,9 +193,9 @@ class Plane:
         self._authorize(route, request)
         return route
 
-    def _lost(self, path: str) -> Refused:
+    def _lost(self, path: str, *, theirs: bool) -> Refused:
         """Leak guard: a path of the other plane is told the right port, before any token is looked at."""
-        if self._theirs.find(path)[0]:
+        if theirs:
             other = "data" if self.name == "control" else "control"
             text = f"{path[:200]} belongs to the {other} plane on port {self._services.ports[other]}"
             return Refused(Code.PORT_MISMATCH, text, reason=f"{other}_path_on_{self.name}_port")
@@ -205,7 +213,10 @@ class Plane:
         body = await read_body(request, limits.batch_bytes if route.batch else limits.body_bytes)
         if not body and route.body_optional:
             body = b"{}"
-        check_json(body, limits.json_depth)
+        if len(body) > LARGE_BYTES:
+            await asyncio.to_thread(check_json, body, limits.json_depth)
+        else:
+            check_json(body, limits.json_depth)
         if route.reader is not None:
             return route.reader(body, self._services.settings)
         return decode(body, route.form or EmptyForm)
@@ -216,7 +227,7 @@ class Plane:
         response = problem(no, self._backpressure)
         if isinstance(no, NotAllowed):
             response.headers["Allow"] = ", ".join(no.methods)
-        if no.code in (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE):
+        if no.code in (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.BAD_REQUEST):
             response.force_close()
         return response
 

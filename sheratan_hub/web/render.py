@@ -132,21 +132,22 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
     )
 
 
-def pulled(done: Pulled, defer_ms: int) -> PullAnswer:
-    """`defer_ms` is told only when there is nothing to do."""
+def pulled(done: Pulled, defer_ms: int, now: int) -> PullAnswer:
+    """`defer_ms` is told only when there is nothing to do. A lease that is sent again is told what is left of it."""
     params = dict(done.params)
     if done.jobs:
-        return PullAnswer(True, [_lease(job, params) for job in done.jobs])
+        return PullAnswer(True, [_lease(job, params, now) for job in done.jobs])
     return PullAnswer(True, [], defer_ms, done.reason or "no_job")
 
 
-def _lease(job: Job, params: Mapping[str, bytes]) -> LeaseAnswer:
+def _lease(job: Job, params: Mapping[str, bytes], now: int) -> LeaseAnswer:
+    left_ms = job.lease_ms if job.sending == 1 else max(0, job.lease_until - now)
     return LeaseAnswer(
         job.id,
         job.kind,
         Raw(params.get(job.id, b"null")) if job.params_apart else job.params,
         job.lease_id or "",
-        job.lease_ms / 1000,
+        left_ms / 1000,
         job.attempt,
         job.failures,
         job.losses,

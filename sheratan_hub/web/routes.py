@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops
+from sheratan_hub.web import control, data, ops, results
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -37,14 +37,14 @@ ROUTES = (
     Route("GET", "/api/jobs", "data", data.jobs),
     Route("POST", "/mesh/submit_request", "data", data.fleet_submit, form=FleetJobForm),
     Route("POST", "/api/jobs/pull", "data", data.pull, form=PullForm),
-    Route("GET", "/mesh/pull_requests", "data", data.fleet_pull),
+    Route("GET", "/mesh/pull_requests", "data", data.fleet_pull, acts=True),
     Route("POST", "/mesh/pull_requests", "data", data.fleet_pull, form=FleetPullForm, body_optional=True),
-    Route("GET", "/mesh/pull_requests/{node_id}", "data", data.fleet_pull),
+    Route("GET", "/mesh/pull_requests/{node_id}", "data", data.fleet_pull, acts=True),
     Route("POST", "/mesh/pull_requests/{node_id}", "data", data.fleet_pull, form=FleetPullForm, body_optional=True),
-    Route("POST", "/mesh/submit_result", "data", data.fleet_result, form=FleetResultForm),
-    Route("POST", "/api/results", "data", data.results, form=ResultsForm, batch=True),
+    Route("POST", "/mesh/submit_result", "data", results.fleet_result, form=FleetResultForm),
+    Route("POST", "/api/results", "data", results.results, form=ResultsForm, batch=True),
     Route("GET", "/api/jobs/{id}", "data", data.job),
-    Route("POST", "/api/jobs/{id}/result", "data", data.result, form=ResultForm),
+    Route("POST", "/api/jobs/{id}/result", "data", results.result, form=ResultForm),
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
     Route("POST", "/api/jobs/{id}/cancel", "data", data.cancel, form=EmptyForm, body_optional=True),

@@ -6,10 +6,11 @@ import asyncio
 import logging
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.body import BrokenBody
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.plane import Plane
 
@@ -43,6 +44,14 @@ class Protocol(RequestHandler):
     """One connection. What the parser refuses gets 400 and one log line."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came. A body that breaks off into nonsense ends its request; aiohttp would let it wait."""
+        super().data_received(data)
+        request = self._current_request
+        broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
+        if broken and request is not None and not request.content.is_eof() and request.content.exception() is None:
+            request.content.set_exception(BrokenBody())
 
     def handle_error(
         self,

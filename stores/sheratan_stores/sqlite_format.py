@@ -12,7 +12,7 @@ APPLICATION_ID = 0x53484855
 """Marks a SQLite file as ours ("SHHU"), in the place SQLite's header has for that."""
 
 CHECK_BYTES = 32 * 1024 * 1024
-"""Up to this size a file is checked whole when it is opened (about 0.1 s); above, `sheratan-hub check` does."""
+"""Up to this size a file is checked whole when opened (30 MiB took 0.04 s); damage in a larger one shows in use."""
 
 DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that speak of what is in the file: a plain error means that a table we made is not there."""

@@ -97,6 +97,23 @@ def test_a_table_has_a_line_for_each_job_in_full_and_no_colours(line: Line, serv
     assert "--limit shows more" in done.stderr
 
 
+def test_on_a_narrow_screen_ids_stay_whole(line: Line, served: Served) -> None:
+    job_id = served.ask("POST", "/api/jobs", {"kind": "a.kind.with.a.long.name", "source": "narrow"})["job_id"]
+    command = f"{sys.executable} -m sheratan_hub jobs list --source narrow"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        env={**line.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert job_id in done.stdout
+    assert "pending" in done.stdout
+    assert "\x1b[3" not in done.stdout
+
+
 def test_parameters_come_from_a_file_or_standard_input(line: Line) -> None:
     (line.directory / "params.json").write_text('{"n": 1}')
     from_file = line.json("submit", "k", "--params", "@params.json")

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.e2e.processes import ended
 from tests.e2e.serving import Served
 
 MODULE = Path(__file__).with_name("handlers_for_tests.py")
@@ -76,8 +78,10 @@ class Crew:
         self.directory = directory
         quick = {"SHERATAN_RETRY_BACKOFF_BASE_MS": "10", "SHERATAN_RESTART_GRACE_SEC": "1"}
         self.served = Served(directory, **{**quick, **environ})
+        self.scratch = tempfile.TemporaryDirectory(prefix="crew-")  # where a killed worker leaves its sockets
         self.environ = {
             **self.served.environ,
+            "TMPDIR": self.scratch.name,
             "HUB_CONTROL_URL": f"http://127.0.0.1:{self.served.control_port}",
             "HUB_DATA_URL": f"http://127.0.0.1:{self.served.data_port}",
         }
@@ -110,18 +114,7 @@ class Crew:
             worker.process.kill()
             worker.rest()
         self.served.kill()
-
-
-def ended(pid: int) -> bool:
-    """Whether the process is over, after waiting for that up to 5 seconds."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([fd], [], [], 5)[0])
-    finally:
-        os.close(fd)
+        self.scratch.cleanup()
 
 
 @pytest.fixture
@@ -139,7 +132,11 @@ def make_crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
 
 
 def test_each_way_a_handler_can_end_reaches_the_hub(make_crew: Callable[..., Crew]) -> None:
-    crew = make_crew(SHERATAN_RESULT_INTEGRITY_REQUIRED="1")
+    crew = make_crew(
+        SHERATAN_RESULT_INTEGRITY="hmac",
+        SHERATAN_RESULT_INTEGRITY_REQUIRED="1",
+        SHERATAN_RESULT_HMAC_KEY="canary-key-0123456789abcdef012345",
+    )
     worker = crew.worker("--node-id", "w", "--concurrency", "2")
     jobs = {
         kind: crew.submit(kind, {"a": 1, "b": 2}, max_retries=1) for kind in ("add", "where", "pid", "raise", "exit")

@@ -14,6 +14,9 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.commit import Committed
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Code, Decision, Limits, Need, Refused, Scene
+from sheratan_hub.rules.finish import Cancel
+from sheratan_hub.rules.nodes import Beat
+from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Conflict, Key, Loaded, StoreDown, StoreFull, Tx, Wants
@@ -206,3 +209,47 @@ async def test_depth_is_never_exceeded_within_one_batch(make_hub: MakeHub, clock
     outcomes = await hub.execute_many([Submit(f"j{n}", "k") for n in range(30)])
     assert sum(isinstance(one, Refused) for one in outcomes) == 20
     assert await hub.counts() == {"job:pending": 10}
+
+
+async def test_a_cancel_beside_a_pull_of_the_same_node_hurts_nobody(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute(Beat("n1"))
+    await hub.execute(Submit("j", "k"))
+    await hub.pull(Pull("n1", "a", capabilities=frozenset()), 0)
+    commands = [Pull("n1", "b", capabilities=frozenset()), Cancel("j"), Submit("k", "k")]
+    outcomes = await hub.execute_many(commands)
+    assert [type(one).__name__ for one in outcomes] == ["Pulled", "Cancelled", "Submitted"]
+    assert (await hub.execute(Beat("n1"))).cancel == ("j",)
+
+
+async def test_a_batch_that_breaks_the_store_is_taken_apart(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock)
+    store.errors = [ValueError("a bug")]
+    outcomes = await asyncio.gather(*(hub.execute(Submit(f"j{n}", "k")) for n in range(5)))
+    assert len(outcomes) == 5
+    assert await hub.counts() == {"job:pending": 5}
+
+
+async def test_the_hubs_own_upkeep_finds_room_in_a_full_queue(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub, store = await moody(make_hub, clock, max_waiting=2)
+    await hub.execute(Submit("j", "k"))
+    pulled = await hub.pull(Pull("n1", "a", capabilities=frozenset()), 0)
+    store.gate.clear()
+    tasks = [asyncio.create_task(hub.execute(Submit(f"j{n}", "k"))) for n in range(4)]
+    await settle()
+    hub.give_back(pulled)
+    sweep = asyncio.create_task(hub.sweep())
+    await settle()
+    store.gate.set()
+    await asyncio.gather(*tasks, sweep, return_exceptions=True)
+    assert (await hub.job("j")).status == "pending"
+    assert sweep.exception() is None
+
+
+async def test_a_lane_that_was_emptied_by_cancels_leaves_the_directory(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute_many([Submit(f"j{n}", f"kind{n}") for n in range(50)])
+    await hub.execute(Submit("stays", "kind7"))
+    assert len(hub.committer.lanes) == 50
+    await hub.execute_many([Cancel(f"j{n}") for n in range(50)])
+    assert len(hub.committer.lanes) == 1

@@ -11,14 +11,6 @@ from sheratan_hub import log
 from sheratan_hub.config import BadConfig, LogSettings, Settings
 
 
-class HttpProcessingError(Exception):
-    """Stands for aiohttp's class of the same name, as the logs know it by name only."""
-
-
-class InvalidHeader(HttpProcessingError):
-    """As aiohttp's."""
-
-
 @pytest.fixture
 def lines(tmp_path):
     """Reads what a plane's file holds, after logs were set up with the defaults."""
@@ -147,31 +139,15 @@ def test_logs_that_cannot_be_written_stop_the_start(tmp_path):
 def test_the_level_is_the_configured_one(tmp_path):
     end = log.setup(Settings(log=LogSettings(level="warning")), tmp_path)
     logging.getLogger("sheratan.data").info("quiet")
-    logging.getLogger("sheratan.data.http").error("refused", exc_info=InvalidHeader("x"))
+    logging.getLogger("sheratan.data").warning("loud")
     end()
-    assert (tmp_path / "logs" / "hub_data.jsonl").read_text() == ""
+    (line,) = (tmp_path / "logs" / "hub_data.jsonl").read_text().splitlines()
+    assert json.loads(line)["event"] == "loud"
 
 
-@pytest.mark.parametrize("name", log.HTTP_LOGGERS)
-@pytest.mark.parametrize("level", [logging.DEBUG, logging.ERROR])
-def test_a_request_that_is_not_http_is_one_line_without_traceback_or_its_text(lines, capsys, name, level):
-    error = InvalidHeader("Authorization: Bearer canary\x00")
-    logging.getLogger(name).log(level, "Error handling request from %s", "192.0.2.7", exc_info=error)
-    (line,) = lines("control" if "control" in name else "data")
-    line.pop("ts")
-    assert line == {
-        "level": "info",
-        "logger": name,
-        "event": "refused a request that is not valid HTTP",
-        "remote_addr": "192.0.2.7",
-        "error": "InvalidHeader",
-    }
-    assert capsys.readouterr().err == ""
-
-
-def test_other_errors_of_a_server_keep_their_traceback_and_its_chatter_is_dropped(lines):
-    logger = logging.getLogger("sheratan.data.http")
-    logger.debug("Ignored premature client disconnection")
+def test_an_error_of_a_server_keeps_its_traceback_and_its_chatter_is_dropped(lines):
+    logger = logging.getLogger("aiohttp.server")
+    logger.info("Ignored premature client disconnection")
     logger.error("Error handling request from %s", "192.0.2.7", exc_info=KeyError("x"))
     (line,) = lines("data")
     assert "KeyError" in line["exception"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -77,8 +78,6 @@ async def test_a_dead_nodes_leases_return_before_their_own_end(make_hub: MakeHub
 
 
 async def test_a_failed_step_is_counted_and_tried_again(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
-    import asyncio
-
     runs: list[int] = []
 
     async def step() -> int | None:
@@ -106,3 +105,23 @@ async def test_a_restarted_hub_knows_its_lanes(make_hub: MakeHub, clock: Virtual
     second = await make_hub(None, store)
     jobs = (await second.pull(Pull("n", "s", 9, capabilities=ANY), 0)).jobs
     assert [job.id for job in jobs] == ["j1", "j2", "j3"]
+
+
+async def test_a_node_heard_of_by_a_clock_that_was_ahead_does_not_stay_online_for_ever() -> None:
+    ahead, behind = VirtualClock(2_000_000_000_000), VirtualClock(1_000_000_000_000)
+    store = open_store("memory://", ahead)
+    await store.open()
+    for clock in (ahead, behind):
+        store._clock = clock  # type: ignore[attr-defined]
+        hub = Hub(store, clock, Limits(node_ttl_ms=1000, node_dead_ms=5000, restart_grace_ms=0))
+        await hub.start()
+        committing = asyncio.create_task(hub.committer.run())
+        if clock is ahead:
+            await hub.execute(Beat("n1"))
+        else:
+            await clock.advance(7000)
+            await hub.sweep()
+            await hub.sweep()
+            assert await hub.counts("node:") == {"node:DEAD": 1}
+        hub.committer.close()
+        await committing

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit
 
@@ -179,3 +182,51 @@ async def test_no_more_than_the_configured_number_may_wait(make_hub: MakeHub) ->
     tasks = [pull(hub, f"n{n}") for n in range(3)]
     await settle()
     assert [task.done() for task in tasks] == [False, False, True]
+
+
+async def test_a_saturated_pull_does_not_spin_on_work_that_it_may_not_take(make_hub: MakeHub) -> None:
+    hub = await make_hub(Limits(max_inflight=1))
+    await submit(hub, "a")
+    first = (await pull(hub, "n1")).jobs[0]
+    waiting = pull(hub, "n2")
+    await settle()
+    commands: list[int] = []
+    hub.observe(lambda committed: commands.append(committed.commands))
+    for n in range(3):
+        await submit(hub, f"b{n}")
+        await settle()
+    assert sum(commands) <= 3 + 3
+    await hub.execute(Finish(first.id, True, first.lease_id))
+    await settle()
+    assert [job.id for job in waiting.result().jobs] == ["b0"]
+
+
+@pytest.mark.parametrize("how", ["other kinds", "gone"])
+async def test_a_free_lease_that_one_cannot_use_goes_to_the_next(make_hub: MakeHub, how: str) -> None:
+    hub = await make_hub(Limits(max_inflight=1))
+    await submit(hub, "a")
+    await submit(hub, "b")
+    held = (await pull(hub, "n1")).jobs[0]
+    first = pull(hub, "n2", kinds=frozenset({"other"}) if how == "other kinds" else frozenset())
+    await settle()
+    second = pull(hub, "n3")
+    await settle()
+    if how == "gone":
+        hub.observe(lambda committed: first.cancel() and None)
+    await hub.execute(Finish(held.id, True, held.lease_id))
+    await settle()
+    assert [job.id for job in second.result().jobs] == ["b"]
+    first.cancel()
+
+
+async def test_a_wake_that_a_stale_node_cannot_use_goes_to_the_next(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(Limits(node_ttl_ms=1000))
+    await hub.execute(Beat("n1"))
+    stale = pull(hub, "n1")
+    await settle()
+    able = pull(hub, "n2")
+    await clock.advance(2000)
+    await submit(hub, "j")
+    await settle()
+    assert stale.result().reason == "node_stale"
+    assert [job.id for job in able.result().jobs] == ["j"]

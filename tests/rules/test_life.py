@@ -9,6 +9,7 @@ import pytest
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.jobs import FINISHED, TRANSITIONS, Job
+from sheratan_hub.rules.nodes import Beat, SweepNodes
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from tests.rules.stage import LEASE_MS, Stage
@@ -295,8 +296,12 @@ def test_a_lease_written_by_a_clock_that_was_ahead_is_clamped() -> None:
 def test_a_dead_nodes_leases_are_lost_but_not_those_of_others() -> None:
     stage = Stage()
     mine, theirs = stage.submit(), stage.submit()
+    stage.do(Beat("dead"))
     stage.lease("dead")
     stage.lease("alive")
+    assert stage.do(ReapNode("dead", (mine, theirs))) == 0, "it lives"
+    stage.now += stage.limits.node_dead_ms + 1
+    stage.do(SweepNodes())
     assert stage.do(ReapNode("dead", (mine, theirs))) == 1
     assert (stage.job(mine).losses, stage.job(theirs).status) == (1, "running")
 
@@ -382,3 +387,34 @@ def test_inflight_leases_are_limited_across_pulls() -> None:
 
 def test_finished_states_have_no_way_out() -> None:
     assert not [start for start, _ in TRANSITIONS if start in FINISHED]
+
+
+def test_a_late_failure_charges_nothing_more_for_a_delivery_that_was_charged() -> None:
+    stage = Stage()
+    job_id = stage.submit(max_retries=1, timeout_ms=LEASE_MS)
+    job = stage.lease()
+    stage.now += LEASE_MS
+    stage.do(SweepJobs("lease"))
+    answer = stage.do(failed(job))
+    assert (answer.status, answer.late) == ("pending", True)
+    assert stage.do(failed(job)) == answer
+    assert (stage.job(job_id).failures, bytes(stage.job(job_id).error)) == (1, b'{"type":"E"}')
+
+
+def test_the_time_one_may_wait_in_the_line_does_not_run_while_the_job_does() -> None:
+    stage = Stage(item_ttl_ms=6000)
+    running, delayed, waiting = stage.submit(), stage.submit(delay_ms=8000), stage.submit(priority=3)
+    job = stage.lease()
+    assert job.id == running
+    stage.now += 9000
+    stage.do(Release(job.id, job.lease_id or ""))
+    for agenda in ("wait", "expire"):
+        stage.do(SweepJobs(agenda))
+    assert [stage.job(id).status for id in (running, delayed, waiting)] == ["pending", "pending", "failed"]
+
+
+def test_an_atomic_batch_of_any_size_can_be_repeated() -> None:
+    stage = Stage(max_depth=10_000)
+    commands = tuple(Submit(f"j{n}", "work", key=f"k{n}", payload_sha256="s") for n in range(400))
+    stage.do(Together(commands))
+    assert all(answer.dedup for answer in stage.do(Together(commands)))

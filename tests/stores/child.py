@@ -22,11 +22,10 @@ async def hold() -> None:
 
 async def fork() -> None:
     """Holds the store and leaves a child behind, which lives until stdin ends."""
-    child = os.fork()
-    if child == 0:
+    if os.fork() == 0:
+        say(os.getpid())  # by the child itself: it has let go of the lock before it runs this
         sys.stdin.readline()
         os._exit(0)
-    say(child)
     sys.stdin.readline()
 
 

@@ -209,6 +209,7 @@ async def test_the_token_is_sent_but_never_shown(fake: Fake, client: HubClient) 
         shown = "".join(traceback.format_exception(error)) + repr(error) + repr(client) + repr(vars(error))
     assert fake.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
     assert TOKEN not in shown
+    assert "aiohttp.client_exceptions" not in shown
 
 
 async def test_a_redirect_does_not_carry_the_token_away(fake: Fake, client: HubClient) -> None:

@@ -14,6 +14,7 @@ import pytest
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.config import IdempotencySettings, IntegritySettings, NodeSettings, QueueSettings
 from sheratan_hub.rules.integrity import Demand
+from sheratan_hub.storage import Key
 from tests.conftest import MakeSite, Site
 
 SUBMITS = ["/api/jobs", "/mesh/submit_request"]
@@ -1177,6 +1178,8 @@ async def test_large_params_come_back_whole_everywhere(site: Site) -> None:
 async def test_params_around_two_kibibytes_come_back_whole(site: Site, size: int) -> None:
     job_id = await site.submit(params="x" * size)
     assert (await site.job(job_id))["params"] == "x" * size == (await site.lease())["params"]
+    apart = await site.app.store.fetch([Key("params", job_id)])
+    assert len(apart) == (size + 2 > 2048), "the quotes count; above 2 KiB they have a row of their own"
 
 
 # time

@@ -79,7 +79,7 @@ async def test_the_same_pull_id_gives_the_leases_of_an_answer_that_was_lost(make
     job_id = await site.submit()
     first = await site.lease("n", pull_id="p")
     again = await site.lease("n", pull_id="p")
-    assert again == first
+    assert {**again, "lease_seconds": 0} == {**first, "lease_seconds": 0}
     assert again["job_id"] == job_id
     _, nothing = await site.data("POST", "/api/jobs/pull", {"node_id": "n", "pull_id": "q"})
     assert nothing["jobs"] == []

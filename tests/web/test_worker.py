@@ -67,7 +67,7 @@ class ScriptedHub:
         self._called("heartbeat", what)
         return self.answer_beat
 
-    async def extend(self, job_id: str, lease_id: str, seconds: float) -> Extended:
+    async def extend(self, job_id: str, lease_id: str, seconds: float | None = None) -> Extended:
         self._called("extend", (job_id, seconds))
         return self.answer_extend
 
@@ -205,9 +205,24 @@ async def test_a_lease_is_renewed_at_each_third_of_its_time_until_the_work_is_do
     await clock.advance(9_999)
     assert shift.hub.of("extend") == []
     await clock.advance(10_001)
-    assert shift.hub.of("extend") == [("j", 30), ("j", 30)]
+    assert shift.hub.of("extend") == [("j", None), ("j", None)]
     shift.gated.open("j")
     await clock.advance(60_000)
+    assert len(shift.hub.of("extend")) == 2
+
+
+async def test_a_lease_with_little_left_is_renewed_soon_and_then_by_the_time_the_hub_gives(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift()
+    shift.hub.give(lease("j", lease_seconds=0))
+    shift.hub.answer_extend = Extended(lease_seconds=60)
+    await shift.begin()
+    await clock.advance(100)
+    assert len(shift.hub.of("extend")) == 1
+    await clock.advance(19_999)
+    assert len(shift.hub.of("extend")) == 1
+    await clock.advance(1)
     assert len(shift.hub.of("extend")) == 2
 
 

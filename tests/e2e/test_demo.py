@@ -1,0 +1,77 @@
+"""The demo: it runs, it would notice a wrong result, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sheratan_hub.client import Job
+from tests.e2e.processes import ended, left_in
+from tools import demo
+
+DEMO = Path(demo.__file__)
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(DEMO), *arguments],
+        env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_demo_finds_every_result_right_although_the_hub_was_killed(tmp_path: Path) -> None:
+    with start(tmp_path, "--files", "40") as process:
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert "80 jobs" in said
+    assert "the hub was killed (SIGKILL) and is back" in said
+    assert "every result is right" in said
+    assert list(tmp_path.iterdir()) == []
+    assert all(ended(pid) for pid in left_in(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
+    with start(tmp_path) as process:
+        assert process.stdout is not None
+        while "done" not in process.stdout.readline():
+            assert process.poll() is None
+        assert left_in(tmp_path)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    assert all(ended(pid) for pid in left_in(tmp_path))
+
+
+def job(one: dict[str, Any], **fields: Any) -> Job:
+    given = {"result": demo.expect(one), "status": "completed", **fields}
+    return Job(job_id="j", kind=one["kind"], params=one["params"], attempt=1, **given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "copies", "doubled", "status"),
+    [
+        ({}, 1, 0, 0),
+        ({"result": {"lines": 1}}, 1, 0, 1),
+        ({"status": "failed", "result": None}, 1, 0, 1),
+        ({}, 0, 0, 1),
+        ({}, 2, 0, 1),
+        ({}, 1, 1, 1),
+    ],
+)
+def test_the_verdict_is_good_only_if_each_result_is_there_once_and_right(
+    fields: dict[str, Any], copies: int, doubled: int, status: int
+) -> None:
+    bodies = [demo.body("text.stats", __file__), demo.body("text.words", __file__)]
+    jobs = [job(bodies[1]), *[job(bodies[0], **fields)] * copies]
+    assert demo.verdict(bodies, demo.Seen(jobs, 1.0, 0.1, doubled)) == status
