@@ -22,7 +22,7 @@ from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules import jobs, pull
 from sheratan_hub.rules.attestation import Attested
-from sheratan_hub.rules.command import Code, Event, Limits
+from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.web import forms, render
 from sheratan_hub.web.errors import STATUS
@@ -116,12 +116,10 @@ def test_the_reference_lists_every_reason_of_jobs_and_of_pulls_and_no_other():
 
 
 def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
-    ends = {"Timeout", "RETRIES_EXHAUSTED", "NOT_RETRYABLE"}  # of attempts that the sweep ended
     guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
     audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
-    assert '"Timeout"' in (ROOT / "sheratan_hub/rules/sweep.py").read_text()
     assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
-    told_once(column("Of audit lines"), audited | ends | guards)
+    told_once(column("Of audit lines"), audited | guards)
     assert {row[1] for row in table("Of audit lines")} <= audit_events()
 
 
@@ -132,7 +130,7 @@ def reasons_in_code() -> Iterator[str]:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             given = [word.value for word in node.keywords if word.arg == "reason" and node.func.id == "Refused"]
-            given += node.args[1:2] if node.func.id == "_fail" else node.args[2:3] if node.func.id == "_loss" else []
+            given += node.args[1:2] if node.func.id == "_fail" else node.args[2:3] if node.func.id == "_ended" else []
             yield from (one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str))
 
 
@@ -183,7 +181,7 @@ def test_the_reference_lists_every_field_of_an_answer(heading: str):
 
 
 def test_the_reference_lists_every_field_of_a_node():
-    answer = render.node_answer(Node("n", 0, 0, attested=Attested()), 0, Limits())
+    answer = render.node_answer(Node("n", 0, 0, attested=Attested()), "ONLINE")
     told_once(column("A node"), answer)
     said = next(row[1] for row in table("A node") if row[0] == "`attestation`")
     assert all(f"`{name}`" in said for name in answer["attestation"])
