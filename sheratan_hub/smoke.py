@@ -7,23 +7,25 @@ Longer than 300 lines because the checklist is one list.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import aiohttp
 
-from sheratan_hub.canonical import result_sha256
+from sheratan_hub.canonical import result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
 
 OWN_DEPTH = 20
 """Queue depth of a hub that is started for the checklist, so that reaching it is quick."""
 
 START_TRIES = 100
+STOP_MS = 10_000
 Echo = Callable[[str], None]
 
 
@@ -46,6 +48,7 @@ class Target:
         self.session, self.token, self.clock = session, token, clock
         self.urls = {"control": control.rstrip("/"), "data": data.rstrip("/")}
         self.own = False
+        self.hmac_key = os.environ.get("SHERATAN_RESULT_HMAC_KEY", "")
         self.name = f"smoke-{clock.secret()[:8]}"
 
     async def ask(self, plane: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
@@ -75,13 +78,33 @@ class Target:
         return jobs[0]
 
     async def finish(self, lease: dict[str, Any], status: int = 200, **fields: Any) -> Any:
-        """Send a result for a lease."""
+        """Send a result for a lease, with the proof that any mode of integrity takes."""
         body = {"lease_id": lease["lease_id"], "ok": True, **fields}
+        body.setdefault("integrity", self.proof(lease["job_id"], body))
         return await self.data(f"/api/jobs/{lease['job_id']}/result", body, status)
+
+    def proof(self, job_id: str, body: dict[str, Any]) -> dict[str, str]:
+        """A result's `integrity`: its SHA-256, and its signature where the key is known."""
+        texts = [json.dumps(body.get(name)).encode() for name in ("result", "error")]
+        sha256 = result_sha256(job_id, body["ok"], *texts)
+        if not self.hmac_key:
+            return {"mode": "sha256", "sha256": sha256}
+        return {"mode": "hmac", "sha256": sha256, "sig": result_sig(self.hmac_key, job_id, body["ok"], *texts)}
 
     async def job(self, job_id: str) -> Any:
         """The job as it is now."""
         return (await self.ask("data", "GET", f"/api/jobs/{job_id}")).body
+
+    async def cancel_all(self) -> None:
+        """End the jobs that a broken check left behind."""
+        for status in ("pending", "running"):
+            page = (await self.ask("data", "GET", f"/api/jobs?kind={self.name}&status={status}&limit=100")).body
+            for job in page["jobs"]:
+                await self.data(f"/api/jobs/{job['job_id']}/cancel", {})
+
+    def sign(self, plane: str) -> str:
+        """What an answer must hold that names this plane: its port, where it is surely the hub's own."""
+        return self.urls[plane].rpartition(":")[2] if self.own else plane
 
 
 def expect(true: bool, otherwise: str) -> None:
@@ -109,7 +132,7 @@ async def _data_on_control(hub: Target) -> None:
     for method, path in (("POST", "/api/jobs"), ("GET", "/api/jobs"), ("POST", "/mesh/submit_request")):
         answer = await hub.ask("control", method, path, headers={})
         expect(answer.status == 410, f"{method} {path} gave {answer.status}")
-        expect("data" in answer.body["detail"], "the answer does not name the data plane")
+        expect(hub.sign("data") in answer.body["detail"], "the answer does not name the data plane's port")
 
 
 @check("ports: the control plane's paths are 410 on the data port")
@@ -117,7 +140,7 @@ async def _control_on_data(hub: Target) -> None:
     for method, path in (("POST", "/api/hosts/heartbeat"), ("GET", "/api/registry"), ("DELETE", "/api/hosts")):
         answer = await hub.ask("data", method, path, headers={})
         expect(answer.status == 410, f"{method} {path} gave {answer.status}")
-        expect("control" in answer.body["detail"], "the answer does not name the control plane")
+        expect(hub.sign("control") in answer.body["detail"], "the answer does not name the control plane's port")
 
 
 @check("paths: an unknown path is 404, a wrong method 405")
@@ -136,10 +159,10 @@ async def _health(hub: Target) -> None:
 
 @check("health: the data plane answers this machine, and others not at all")
 async def _data_health(hub: Target) -> None:
-    answer = await hub.ask("data", "GET", "/health", headers={})
-    expect(answer.status in (200, 403), f"/health gave {answer.status}")
-    if answer.status == 403:
-        expect(answer.body["code"] == "loopback_only", "403, but not for the caller's address")
+    for path in ("/health", "/livez", "/readyz"):
+        answer = await hub.ask("data", "GET", path, headers={})
+        expect(answer.status == 200 or not hub.own, f"{path} gave {answer.status}")
+        expect(answer.status == 200 or answer.body["code"] == "loopback_only", f"{path} gave {answer.status}")
 
 
 async def _refused_tokens(hub: Target, plane: str, path: str) -> None:
@@ -160,15 +183,20 @@ async def _token_data(hub: Target) -> None:
     await _refused_tokens(hub, "data", "/api/jobs")
 
 
-@check("token: Authorization: Bearer is accepted")
+async def _accepted_token(hub: Target, headers: dict[str, str]) -> None:
+    for plane, path in (("control", "/api/registry"), ("data", "/api/jobs?limit=1")):
+        answer = await hub.ask(plane, "GET", path, headers=headers)
+        expect(answer.status == 200, f"the token was refused on the {plane} plane: {answer.body}")
+
+
+@check("token: Authorization: Bearer is accepted on both planes")
 async def _bearer(hub: Target) -> None:
-    expect((await hub.ask("data", "GET", "/api/jobs?limit=1")).status == 200, "the token was refused")
+    await _accepted_token(hub, {"Authorization": f"Bearer {hub.token}"})
 
 
-@check("token: X-Sheratan-Token is accepted")
+@check("token: X-Sheratan-Token is accepted on both planes")
 async def _header(hub: Target) -> None:
-    answer = await hub.ask("control", "GET", "/api/registry", headers={"X-Sheratan-Token": hub.token})
-    expect(answer.status == 200, "the token was refused")
+    await _accepted_token(hub, {"X-Sheratan-Token": hub.token})
 
 
 @check("node: a heartbeat makes it ONLINE in the registry")
@@ -287,8 +315,8 @@ async def _integrity(hub: Target) -> None:
     body = await hub.finish(lease, 422, result={"x": 1.5}, integrity=wrong)
     expect(body["code"] == "result_integrity_fail", "the code is wrong")
     expect((await hub.job(job_id))["status"] == "running", "the lease did not stay")
-    right = {"mode": "sha256", "sha256": result_sha256(job_id, True, b'{"x":1.5}', b"null")}
-    await hub.finish(lease, result={"x": 1.5}, integrity=right)
+    await hub.finish(lease, result={"x": 1.5})
+    expect((await hub.job(job_id))["status"] == "completed", "the right one was not taken")
 
 
 @check("back-pressure: beyond the queue's depth it is refused with Retry-After")
@@ -309,10 +337,12 @@ async def _depth(hub: Target) -> None:
 async def _hostile(hub: Target) -> None:
     headers = {"Authorization": f"Bearer {hub.token}"}
     for text in (b"", b"[]", b'{"kind":"a","kind":"b"}', b'{"kind":NaN}', b'{"kind":"\xff"}'):
-        url = hub.urls["data"] + "/api/jobs"
-        async with hub.session.post(url, data=text, headers=headers) as answer:
-            kind = answer.headers.get("Content-Type", "")
-            expect(answer.status == 400 and kind.startswith("application/problem+json"), f"{text!r}: {answer.status}")
+        for plane, path in (("data", "/api/jobs"), ("control", "/api/hosts/heartbeat")):
+            async with hub.session.post(hub.urls[plane] + path, data=text, headers=headers) as answer:
+                kind = answer.headers.get("Content-Type", "")
+                fine = answer.status == 400 and kind.startswith("application/problem+json")
+                expect(fine, f"{text!r} to {path} gave {answer.status} {kind}")
+                expect({"code", "detail", "type"} <= set(await answer.json(content_type=None)), "no problem+json")
 
 
 @check("metrics: Prometheus text and the fleet's JSON on the control plane")
@@ -329,42 +359,68 @@ async def _metrics(hub: Target, plane: str, key: str) -> None:
     text = (await hub.ask(plane, "GET", "/metrics")).body
     expect("sheratan_jobs" in text and hub.token not in text, "the text is not as it should be")
     expect(key in (await hub.ask(plane, "GET", "/metrics?format=json")).body, f"{key} is missing")
+    headers = {"Authorization": f"Bearer {hub.token}", "Accept": "application/json"}
+    expect(key in (await hub.ask(plane, "GET", "/metrics", headers=headers)).body, "Accept makes no difference")
 
 
 class NotHere(Exception):
     """A check that would harm a hub in use; the text says why it is left out."""
 
 
+BROKEN = (Failed, aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError)
+"""What a check ends with when a promise is broken: an answer of another shape is one too."""
+
+
 async def run(control_url: str | None, data_url: str | None, token: str | None, echo: Echo) -> int:
     """Go through the list; 0 if every promise is kept, else 1. Without URLs a hub is started for it, and ended."""
     clock = SystemClock()
-    timeout = aiohttp.ClientTimeout(total=40)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        if control_url is None and data_url is None:
-            try:
-                async with own_hub(session, clock) as hub:
-                    return await go_through(hub, echo)
-            except Failed as why:
-                echo(f"FAIL  the hub starts: {why}")
-                return 1
-        control, data = control_url or "http://127.0.0.1:8787", data_url or "http://127.0.0.1:8788"
-        return await go_through(Target(session, control, data, token or "shared-secret", clock), echo)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40)) as session:
+        try:
+            if control_url is None and data_url is None:
+                async with own_hub(session, clock) as own:
+                    return await go_through(own, echo)
+            control, data = control_url or "http://127.0.0.1:8787", data_url or "http://127.0.0.1:8788"
+            return await on_running_hub(Target(session, control, data, token or "shared-secret", clock), echo)
+        except Failed as why:
+            echo(f"FAIL  the hub: {why}")
+            return 1
+
+
+async def on_running_hub(hub: Target, echo: Echo) -> int:
+    """The list, on a hub that others use: nothing of it stays but finished jobs and a node's record."""
+    for plane in hub.urls:
+        try:
+            await hub.ask(plane, "GET", "/livez", headers={})
+        except (aiohttp.ClientError, TimeoutError) as why:
+            raise Failed(f"nothing answers at {hub.urls[plane]}: {str(why) or type(why).__name__}") from why
+    status = await go_through(hub, echo)
+    if status:
+        with suppress(*BROKEN):
+            await hub.cancel_all()
+    return status
 
 
 async def go_through(hub: Target, echo: Echo) -> int:
     """One line a check, then the sum."""
-    failed = 0
+    count = {"PASS": 0, "FAIL": 0, "SKIP": 0}
     for name, function in CHECKS:
-        try:
-            await function(hub)
-            echo(f"PASS  {name}")
-        except NotHere as left_out:
-            echo(f"SKIP  {name}: {left_out}")
-        except (Failed, aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError) as why:
-            failed += 1
-            echo(f"FAIL  {name}: {str(why) or type(why).__name__}")
-    echo(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed" if failed else f"all {len(CHECKS)} checks passed")
-    return 1 if failed else 0
+        verdict, why = await verdict_of(function, hub)
+        count[verdict] += 1
+        echo(f"{verdict}  {name}{why and ': '}{why}")
+    skipped = f", {count['SKIP']} skipped" if count["SKIP"] else ""
+    echo(f"smoke: {count['PASS']} passed, {count['FAIL']} failed{skipped}")
+    return 1 if count["FAIL"] else 0
+
+
+async def verdict_of(function: Check, hub: Target) -> tuple[str, str]:
+    """PASS, FAIL or SKIP, and why."""
+    try:
+        await function(hub)
+    except NotHere as why:
+        return "SKIP", str(why)
+    except BROKEN as why:
+        return "FAIL", str(why) or type(why).__name__
+    return "PASS", ""
 
 
 @asynccontextmanager
@@ -381,13 +437,21 @@ async def own_hub(session: aiohttp.ClientSession, clock: Clock) -> AsyncIterator
         )
         try:
             hub = Target(session, f"http://127.0.0.1:{control}", f"http://127.0.0.1:{data}", token, clock)
-            hub.own = True
+            hub.own, hub.hmac_key = True, ""
             await _until_ready(hub, process, clock)
             yield hub
         finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
+            status = await _end(process, clock)
+    expect(status == 0, f"it ended with {status} after SIGTERM")
+
+
+async def _end(process: asyncio.subprocess.Process, clock: Clock) -> int:
+    """The exit status after SIGTERM, or after SIGKILL if it does not hear."""
+    if process.returncode is None:
+        process.terminate()
+        if not await clock.wait(process.wait(), STOP_MS):
+            process.kill()
+    return await process.wait()
 
 
 def _environment(control: int, data: int, token: str, directory: str) -> dict[str, str]:

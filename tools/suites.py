@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +12,8 @@ from pathlib import Path
 
 BUDGETS = {"rules": 20, "stores": 60, "hub": 30, "web": 150, "world": 20, "e2e": 150}
 """Seconds a suite may take on two cores; about three times what it took when this was written."""
+
+TOOLS = ("curl", "strace")
 
 COUNTS = re.compile(r"(\d+) (passed|failed|errors?)")
 
@@ -35,7 +39,20 @@ def run(suite: str) -> tuple[int, int, float, str]:
     return found.get("passed", 0), failed, seconds, wrong
 
 
+def install_tools() -> None:
+    """Debian's packages that some tests run: installed if they are missing and this may be done."""
+    missing = [name for name in TOOLS if shutil.which(name) is None]
+    if not missing or shutil.which("apt-get") is None:
+        return
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    print(f"installing {', '.join(missing)}")
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
+        subprocess.run([*sudo, "apt-get", "-qq", *command], env=quiet, stdout=subprocess.DEVNULL, check=False)
+
+
 def main() -> int:
+    install_tools()
     missing = {path.name for path in Path("tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
     unknown = missing - set(BUDGETS)
     if unknown:

@@ -20,6 +20,7 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.storage import Changes, Key, Row, StoreDown, StoreFull, Wants
 from sheratan_stores import sqlite, sqlite_connection, sqlite_rows
 from sheratan_stores.sqlite import SqliteStore
+from tests.conftest import lacking
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -72,7 +73,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
+        lacking("only root can mount a small disk")
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
@@ -160,7 +161,7 @@ def deny_rollback(action: int, what: str | None, *_: object) -> int:
 @pytest.mark.parametrize("when", [11, 12, 13])
 async def test_no_commit_is_reported_after_a_real_sync_failed(tmp_path: Path, when: int) -> None:
     if not shutil.which("strace"):
-        pytest.skip("needs strace")
+        lacking("needs strace")
     faults = ["-e", "trace=fsync,fdatasync", "-e", f"inject=fsync,fdatasync:error=EIO:when={when}"]
     command = [sys.executable, str(CHILD), "commit", str(tmp_path / "hub.db")]
     run = subprocess.run(
@@ -172,7 +173,7 @@ async def test_no_commit_is_reported_after_a_real_sync_failed(tmp_path: Path, wh
         check=False,
     )
     if "injection" in run.stderr or "ptrace" in run.stderr:
-        pytest.skip("strace may not trace here")
+        lacking("strace may not trace here")
     lines = run.stdout.splitlines()
     failed = next(n for n, line in enumerate(lines) if "SQLITE_IOERR_FSYNC" in line)
     assert all("opened again" in line for line in lines[failed:])

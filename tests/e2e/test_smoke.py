@@ -1,0 +1,100 @@
+"""The operators' checklist in a real process: on a hub of its own, and on one in use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.serving import TOKEN, Served, free_ports
+
+HMAC_KEY = "e2e-hmac-key"
+
+
+def smoke(directory: Path, environ: dict[str, str], *options: str) -> tuple[int, list[str]]:
+    """(exit status, lines)"""
+    done = subprocess.run(
+        [sys.executable, "-m", "sheratan_hub", *options, "smoke"],
+        cwd=directory,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+def verdicts(lines: list[str]) -> set[str]:
+    return {line.split()[0] for line in lines[:-1]}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    one = Served(
+        tmp_path,
+        SHERATAN_RESULT_INTEGRITY="hmac",
+        SHERATAN_RESULT_INTEGRITY_REQUIRED="1",
+        SHERATAN_RESULT_HMAC_KEY=HMAC_KEY,
+    )
+    one.start()
+    yield one
+    one.kill()
+
+
+def options(served: Served) -> tuple[str, ...]:
+    control, data = (f"http://127.0.0.1:{port}" for port in (served.control_port, served.data_port))
+    return "--control-url", control, "--data-url", data
+
+
+def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "hub.toml").write_text("not read by the hub under check")
+    status, lines = smoke(tmp_path, {"PATH": "/usr/bin", "TMPDIR": str(tmp_path), "SHERATAN_RESULT_HMAC_KEY": "x"})
+    assert (status, verdicts(lines)) == (0, {"PASS"}), lines
+    assert len(lines) - 1 >= 20
+    assert lines[-1] == f"smoke: {len(lines) - 1} passed, 0 failed"
+    assert [path.name for path in tmp_path.iterdir()] == ["hub.toml"]
+
+
+def test_a_hub_in_use_is_checked_without_harm_to_its_jobs(served: Served) -> None:
+    mine = served.ask("POST", "/api/jobs", {"kind": "mine"})["job_id"]
+    status, lines = smoke(served.directory, served.environ, *options(served))
+    assert (status, verdicts(lines)) == (0, {"PASS", "SKIP"}), lines
+    assert [line.partition(":")[0] for line in lines if line.startswith("SKIP")] == ["SKIP  back-pressure"]
+    unfinished = [
+        job["job_id"]
+        for word in ("pending", "running")
+        for job in served.ask("GET", f"/api/jobs?status={word}")["jobs"]
+    ]
+    assert unfinished == [mine]
+
+
+def test_a_broken_promise_is_said_and_its_jobs_are_cancelled(served: Served) -> None:
+    environ = {**served.environ, "SHERATAN_RESULT_HMAC_KEY": "another"}
+    status, lines = smoke(served.directory, environ, *options(served))
+    assert status == 1
+    assert "FAIL  job: submit, lease, extend, result, completed" in "\n".join(lines)
+    assert not lines[-1].endswith(" 0 failed, 1 skipped")
+    for word in ("pending", "running"):
+        left = served.ask("GET", f"/api/jobs?status={word}")["jobs"]
+        assert all(job["reason"] or job["status"] == "running" for job in left)
+
+
+def test_a_wrong_token_fails(served: Served) -> None:
+    environ = {**served.environ, "SHERATAN_HUB_TOKEN": "wrong"}
+    status, lines = smoke(served.directory, environ, *options(served))
+    assert status == 1
+    assert "FAIL  token: X-Sheratan-Token is accepted on both planes" in "\n".join(lines)
+    assert TOKEN not in "\n".join(lines)
+
+
+def test_where_no_hub_is_one_line_says_so(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    status, lines = smoke(tmp_path, {"PATH": "/usr/bin"}, "--control-url", f"http://127.0.0.1:{port}")
+    assert status == 1
+    assert len(lines) == 1
+    assert lines[0].startswith(f"FAIL  the hub: nothing answers at http://127.0.0.1:{port}: ")
