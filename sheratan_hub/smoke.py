@@ -282,6 +282,7 @@ async def _fleet(hub: Target) -> None:
     node = f"{hub.name}-a"
     got = await hub.data(f"/mesh/pull_requests/{node}", {"kinds": [hub.name], "capabilities": []})
     result = {"job_id": got["jobs"][0]["job_id"], "node_id": node, "ok": True, "result": 1}
+    result["integrity"] = hub.proof(result["job_id"], result)
     expect((await hub.data("/mesh/submit_result", result))["status"] == "completed", "it was not completed")
 
 

@@ -54,7 +54,8 @@ def options(served: Served) -> tuple[str, ...]:
 def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "hub.toml").write_text("not read by the hub under check")
     status, lines = smoke(tmp_path, {"PATH": "/usr/bin", "TMPDIR": str(tmp_path), "SHERATAN_RESULT_HMAC_KEY": "x"})
-    assert (status, verdicts(lines)) == (0, {"PASS"}), lines
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert (status, verdicts(lines)) == (0, {"PASS"})
     assert len(lines) - 1 >= 20
     assert lines[-1] == f"smoke: {len(lines) - 1} passed, 0 failed"
     assert [path.name for path in tmp_path.iterdir()] == ["hub.toml"]
@@ -63,7 +64,8 @@ def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path
 def test_a_hub_in_use_is_checked_without_harm_to_its_jobs(served: Served) -> None:
     mine = served.ask("POST", "/api/jobs", {"kind": "mine"})["job_id"]
     status, lines = smoke(served.directory, served.environ, *options(served))
-    assert (status, verdicts(lines)) == (0, {"PASS", "SKIP"}), lines
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert (status, verdicts(lines)) == (0, {"PASS", "SKIP"})
     assert [line.partition(":")[0] for line in lines if line.startswith("SKIP")] == ["SKIP  back-pressure"]
     unfinished = [
         job["job_id"]
@@ -78,10 +80,7 @@ def test_a_broken_promise_is_said_and_its_jobs_are_cancelled(served: Served) -> 
     status, lines = smoke(served.directory, environ, *options(served))
     assert status == 1
     assert "FAIL  job: submit, lease, extend, result, completed" in "\n".join(lines)
-    assert not lines[-1].endswith(" 0 failed, 1 skipped")
-    for word in ("pending", "running"):
-        left = served.ask("GET", f"/api/jobs?status={word}")["jobs"]
-        assert all(job["reason"] or job["status"] == "running" for job in left)
+    assert served.ask("GET", "/api/jobs?status=pending")["jobs"] == []
 
 
 def test_a_wrong_token_fails(served: Served) -> None:
