@@ -283,9 +283,10 @@ def store_url(settings: Settings) -> str:
 def is_loopback(host: str) -> bool:
     """Whether a server bound to `host` can be reached from this machine only."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def hide_password(url: str) -> str:

@@ -29,7 +29,6 @@ CLIENT = (
     "runner",
     "running",
     "smoke",
-    "smoke_checks",
     "transport",
     "worker",
 )
@@ -38,6 +37,7 @@ CLIENT = (
 FILE_MAX, FUNCTION_MAX = 300, 60
 REASON = re.compile(r"longer than 300 lines", re.IGNORECASE)
 REGISTRY = re.compile(r"https?://[\w.-]*(pypi|pythonhosted|npmjs|debian)\.org", re.IGNORECASE)
+ADDRESS = re.compile(r"://|^ *-+(index|extra-index|find-links|i\b|f\b)", re.MULTILINE)
 
 
 def floor_of(module: str) -> int | str | None:
@@ -64,10 +64,12 @@ def may_import(importer: int | str, imported: int | str) -> bool:
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, module) of every import of ours, inside functions too."""
+    """(line, module) of every import, inside functions too; `.` is one that does not say from where."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, "."
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             if node.module in ("sheratan_hub", "sheratan_hub.web", "sheratan_hub.rules", "sheratan_stores"):
                 yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
@@ -95,6 +97,8 @@ def of_file(path: Path, module: str) -> Iterator[str]:
         yield f"1: {module} stands on no floor; give it one in tools/floors.py"
         return
     for line, name in imports(tree):
+        if name == ".":
+            yield f"{line}: {module} has a relative import; name the whole module"
         if name.split(".")[0] in ("sheratan_hub", "sheratan_stores") and not name.endswith("__version__"):
             theirs = floor_of(name)
             if theirs is None or not may_import(mine, theirs):
@@ -115,11 +119,12 @@ def too_long(text: str, tree: ast.Module) -> Iterator[str]:
 
 
 def registries(root: Path) -> Iterator[str]:
-    """Tracked files that name a package registry's address."""
+    """Tracked files that name a package registry's address, and locks that name any address."""
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=False).stdout
     for name in listed.splitlines():
         path = root / name
-        if path.is_file() and REGISTRY.search(path.read_text(errors="replace")):
+        address = ADDRESS if name.startswith("tools/lock/") and name.endswith(".txt") else REGISTRY
+        if path.is_file() and address.search(path.read_text(errors="replace")):
             yield f"{name}: names a registry's address"
 
 

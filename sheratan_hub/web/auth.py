@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Collection, Mapping
 
 from aiohttp import hdrs
 
+from sheratan_hub import config
 from sheratan_hub.rules.command import Code, Refused
 
 TOKEN_HEADER = "X-Sheratan-Token"  # noqa: S105 - a header's name
@@ -50,12 +50,7 @@ def is_loopback(address: str | None) -> bool:
     """Whether an address or a host name means this machine only."""
     if address is None:
         return False
-    if address.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    return config.is_loopback(address.strip("[]").rstrip("."))
 
 
 class HostCheck:

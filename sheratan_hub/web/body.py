@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -21,6 +22,10 @@ FREE = ("params", "result")
 """Members inside which repeated keys are allowed; the last one wins."""
 
 
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive."""
+
+
 class BrokenBody(Exception):
     """The rest of a body cannot be read: what came is no valid transfer encoding."""
 
@@ -36,13 +41,16 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        while chunk := await request.content.readany():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            chunks.append(chunk)
+        async with asyncio.timeout(None if request.content.is_eof() else BODY_SECONDS):
+            while chunk := await request.content.readany():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
     except BrokenBody as broken:
         raise Refused(Code.BAD_REQUEST, "the body's transfer encoding is broken") from broken
+    except TimeoutError as late:
+        raise Refused(Code.BAD_REQUEST, f"the body did not arrive within {BODY_SECONDS:g} seconds") from late
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -32,14 +32,15 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
     done: Beaten = await call.hub.execute(_beat(node_id, form, labels), call.from_node(node_id))
-    ttl_seconds = call.settings.nodes.ttl_seconds
+    # Often enough to be seen alive, and to be told of a cancel well before its grace is over.
+    after_seconds = min(call.settings.nodes.ttl_seconds / 4, max(1.0, call.settings.queue.cancel_grace_seconds / 3))
     return reply(
         {
             "ok": True,
             "node_id": node_id,
             "attestation_status": done.node.attested.status,
             "policy_version": NO_POLICY["version"],
-            "heartbeat_after_seconds": round(ttl_seconds / 4 * (0.9 + call.services.clock.jitter() / 5), 3),
+            "heartbeat_after_seconds": round(after_seconds * (0.9 + call.services.clock.jitter() / 5), 3),
             "cancel": done.cancel,
             "drain": False,
             "token": {"retiring": False, "until": None},

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from sheratan_hub import log
 from sheratan_hub.clock import Clock
 from sheratan_hub.commit import Origin
 from sheratan_hub.config import Settings
@@ -233,7 +234,9 @@ class Plane:
 
     def _bug(self, request: BaseRequest, template: str) -> web.Response:
         request_id = self._services.clock.secret()[:12]
+        carried = log.request_id.set(request_id)
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)
+        log.request_id.reset(carried)
         no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
         return problem(no, request_id=request_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,5 +22,9 @@ def ended(pid: int) -> bool:
 
 def left_in(directory: Path) -> list[int]:
     """The processes that work below `directory`."""
-    links = Path("/proc").glob("[0-9]*/cwd")
-    return [int(link.parent.name) for link in links if os.path.realpath(link).startswith(str(directory))]
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it has ended, or is another's
+            if os.readlink(link).startswith(str(directory)):
+                found.append(int(link.parent.name))
+    return found

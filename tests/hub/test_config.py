@@ -224,7 +224,7 @@ def test_a_token_that_no_header_can_carry_is_refused(token):
     assert "token must be printable ASCII" in refusal({"SHERATAN_HUB_TOKEN": token})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "hub.example", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "hub.example", "::ffff:192.0.2.1"])
 @pytest.mark.parametrize("variable", ["SHERATAN_CONTROL_HOST", "SHERATAN_DATA_HOST"])
 def test_off_loopback_a_token_of_ones_own_is_needed(variable, host):
     assert "set SHERATAN_HUB_TOKEN" in refusal({variable: host})
@@ -235,7 +235,7 @@ def test_off_loopback_a_token_of_ones_own_is_needed(variable, host):
 
 
 def test_loopback_is_told_from_the_rest():
-    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST")))
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost", "LOCALHOST")))
     assert not any(map(is_loopback, ("", "0.0.0.0", "::", "10.0.0.1", "localhost.example")))
 
 

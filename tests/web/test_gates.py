@@ -633,3 +633,16 @@ async def test_expect_100_continue_is_honoured(make_site: MakeSite) -> None:
             assert (await reader.read()).split()[1] == b"201"
     finally:
         writer.close()
+
+
+async def test_a_body_that_never_comes_is_given_up(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sheratan_hub.web.body.BODY_SECONDS", 0.05)
+    site = await make_site()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.app.ports["data"])
+    writer.write(request("POST /api/jobs HTTP/1.1", SECRET, "Content-Length: 20", body=b"{"))
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    assert answer.split()[1] == b"400"
+    assert b"did not arrive" in answer
+    assert await site.stored() == ({}, 0)

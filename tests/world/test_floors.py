@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def tree(root: Path, **files: str) -> list[str]:
         ("sheratan_hub__hub", "from sheratan_hub.client import HubClient"),
         ("sheratan_hub__app", "from sheratan_stores.sqlite import SqliteStore"),
         ("stores__sheratan_stores__x", "from sheratan_hub.rules.jobs import Job"),
+        ("sheratan_hub__rules__jobs", "from ..hub import Hub"),
         ("sheratan_hub__mystery", "x = 1"),
         ("sheratan_hub__hub", "x = 1\n" * 301),
         ("sheratan_hub__hub", "def f():\n" + "    x = 1\n" * 61),
@@ -48,6 +50,25 @@ def test_what_goes_downwards_is_fine(tmp_path: Path) -> None:
         "sheratan_hub__config": '"""Longer than 300 lines because it must."""\n' + "x = 1\n" * 400,
     }
     assert tree(tmp_path, **files) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tools/lock/run.txt", "--extra-index-url https://mirror.example/simple\n"),
+        ("tools/lock/run.txt", "click @ https://mirror.example/click.whl\n"),
+        ("tools/lock/run.txt", "--find-links wheels\n"),
+        ("README.md", "see https://" + "pypi.org/project/click\n"),
+    ],
+)
+def test_an_address_of_a_registry_is_named(tmp_path: Path, name: str, text: str) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert list(registries(tmp_path)) == []
+    subprocess.run(["git", "add", name], cwd=tmp_path, check=True)
+    assert list(registries(tmp_path)) == [f"{name}: names a registry's address"]
 
 
 def test_this_project_stands_on_its_floors_and_names_no_registry() -> None:
