@@ -22,7 +22,7 @@ NO_POLICY = {"version": 0, "sha256": None}
 """Policies are not there yet; version 0 is none."""
 
 LABELS_MAX = 50
-_SECRET = re.compile("token|secret|passw|key|auth|credential", re.IGNORECASE)  # such a field is never kept
+_SECRET = re.compile("token|secret|passw|credential|private|api_?key", re.IGNORECASE)  # such a field is never kept
 
 
 async def heartbeat(call: Call) -> web.StreamResponse:

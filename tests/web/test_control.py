@@ -86,6 +86,11 @@ async def test_what_a_node_says_of_itself_is_shown(site: Site) -> None:
     assert found["last_seen"].endswith("Z")
 
 
+async def test_a_field_that_is_called_a_secret_is_not_kept(site: Site) -> None:
+    await beat(site, {"node_id": "n1", "rack": 1, "token": "t", "db_password": "p", "apiKey": "k", "api_key": "k"})
+    assert (await node(site))["labels"] == {"rack": 1}
+
+
 async def test_other_fields_are_labels_when_they_are_scalar(site: Site) -> None:
     scalars = {"os": "linux", "cores": 8, "load": 0.5, "spot": True, "é": "ü"}
     others = {"disks": [1], "nested": {"a": 1}, "nothing": None}
