@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import signal
@@ -14,7 +15,7 @@ from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.commit import HUB
-from sheratan_hub.config import Secrets, Settings, store_url
+from sheratan_hub.config import Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
@@ -165,7 +166,9 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
 
 
 def _cannot_start(no: Exception) -> int:
-    print(f"sheratan-hub cannot start: {no}", file=sys.stderr)
+    taken = isinstance(no, OSError) and no.errno == errno.EADDRINUSE
+    hint = "; choose another with SHERATAN_CONTROL_PORT or SHERATAN_DATA_PORT" if taken else ""
+    print(f"sheratan-hub cannot start: {no}{hint}", file=sys.stderr)
     return EXIT_CONFIG
 
 
@@ -173,9 +176,11 @@ def _say(app: App) -> None:
     control, data = app.settings.control.host, app.settings.data.host
     print(f"control plane  http://{control}:{app.ports['control']}", flush=True)
     print(f"data plane     http://{data}:{app.ports['data']}", flush=True)
-    print(f"store          {app.store_scheme()}, logs in {app.settings.hub.data_dir}/logs", flush=True)
-    print("try next       sheratan-hub submit hello --params '{\"n\": 1}'; sheratan-hub jobs list", flush=True)
-    print(f"               curl http://{control}:{app.ports['control']}/health", flush=True)
+    place = hide_password(store_url(app.settings))
+    print(f"store          {place}, logs in {app.settings.hub.data_dir}/logs", flush=True)
+    url = f"http://{data}:{app.ports['data']}"
+    print(f"try next       sheratan-hub --data-url {url} submit my.kind --params '{{\"n\": 1}}'", flush=True)
+    print(f"               sheratan-hub --data-url {url} jobs list", flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

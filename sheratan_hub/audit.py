@@ -55,7 +55,7 @@ class Audit:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self.path, self._clock = path, clock
-        self._folded: OrderedDict[Fold, tuple[int, int, Origin]] = OrderedDict()
+        self._folded: OrderedDict[Fold, tuple[int, int, Origin, dict[str, Any]]] = OrderedDict()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self._seq, self._prev = self._last()
@@ -99,26 +99,26 @@ class Audit:
             self._write(name, origin, node_id, reason, detail)
             return
         fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)
-        since, count, _ = self._folded.get(fold, (-FOLD_MS, 0, origin))
+        since, count, _, _ = self._folded.get(fold, (-FOLD_MS, 0, origin, detail))
         if self._clock.now() - since < FOLD_MS:
-            self._folded[fold] = (since, count + 1, origin)
+            self._folded[fold] = (since, count + 1, origin, detail)
             return
         self._unfold(fold)
-        self._folded[fold] = (self._clock.now(), 0, origin)
+        self._folded[fold] = (self._clock.now(), 0, origin, detail)
         self._write(name, origin, node_id, reason, detail)
         if len(self._folded) > FOLDED_MAX:
             self._unfold(next(iter(self._folded)))
 
     def _unfold(self, fold: Fold) -> None:
-        _, count, origin = self._folded.pop(fold, (0, 0, HUB))
+        _, count, origin, detail = self._folded.pop(fold, (0, 0, HUB, {}))
         if count:
             node_id = fold.who if fold.who != origin.remote_addr else None
-            self._write(fold.event, origin, node_id, fold.reason, {}, count)
+            self._write(fold.event, origin, node_id, fold.reason, detail if count == 1 else {}, count)
 
     def flush(self, everything: bool = False) -> None:
         """Write the counts of folded events whose second is over (or of all)."""
         now = self._clock.now()
-        for fold in [fold for fold, (since, _, _) in self._folded.items() if everything or now - since >= FOLD_MS]:
+        for fold in [fold for fold, (since, *_) in self._folded.items() if everything or now - since >= FOLD_MS]:
             self._unfold(fold)
 
     def _write(

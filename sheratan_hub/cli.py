@@ -110,7 +110,7 @@ async def _worker(target: Target, options: Any) -> int:
 
     try:
         handlers = load(options.module)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SyntaxError) as error:
         raise click.UsageError(str(error)) from error
     clock = SystemClock()
     hub = target.client(
@@ -157,10 +157,13 @@ def configuration() -> None:
 def config_check(path: str | None) -> None:
     """Check hub.toml and the environment; exit code 78 and the reason if a hub could not start with them."""
     from sheratan_hub import config
+    from sheratan_hub.clock import SystemClock
+    from sheratan_hub.storage import StoreRefused, open_store
 
     try:
-        config.load(path, os.environ)
-    except config.BadConfig as bad:
+        settings, _ = config.load(path, os.environ)
+        open_store(config.store_url(settings), SystemClock())
+    except (config.BadConfig, StoreRefused) as bad:
         give_up(str(bad), EXIT_CONFIG)
     for name in config.later(os.environ):
         say(f"{name} has no effect in this version")

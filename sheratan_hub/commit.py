@@ -111,6 +111,7 @@ class Committer:
         self._closing = False
         self.lanes = Lanes()
         self.started_at = 0
+        self._first_order = 0
         self.failing = False
 
     async def prepare(self) -> None:
@@ -207,7 +208,7 @@ class Committer:
         return True
 
     async def _transact(self, batch: list[Item]) -> tuple[Committed, View]:
-        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at)
+        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order)
         view = View(scene)
         durable = False
         async with self._store.begin() as tx:
@@ -230,6 +231,7 @@ class Committer:
 
     async def _learn(self, view: View, changes: Changes) -> None:
         """Keep the directory of lanes in step with what was committed."""
+        self._first_order = view.next_order()
         for lane, head in view.heads().items():
             self.lanes.set(lane, head)
         for lane in view.left:

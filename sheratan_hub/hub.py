@@ -146,12 +146,8 @@ class Hub:
         """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""
         with self.waiting.job(job_id) as finished:
             job = await self._find_job(job_id)
-            if (
-                wait_ms > 0
-                and not job.finished
-                and len(self.waiting) <= self.max_polls
-                and await self.clock.wait(finished.wait(), wait_ms)
-            ):
+            if wait_ms > 0 and not job.finished and len(self.waiting) <= self.max_polls:
+                await self.clock.wait(finished.wait(), wait_ms)
                 job = await self._find_job(job_id)
             return job
 

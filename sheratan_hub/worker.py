@@ -161,6 +161,8 @@ class Worker:
             del self._running[lease.lease_id]
             self._changed.set()
         if outcome is not None:
+            if not outcome.ok:
+                self._say(f"job {lease.job_id} ({lease.kind}) failed: {said(outcome.error)}")
             self._outbox.put(self._report(lease, outcome))
         elif job.ending.done() and job.ending.result() == "gone":
             self._say(f"job {lease.job_id} is no longer this node's; its handler was stopped")
@@ -250,6 +252,12 @@ class Worker:
             task.cancel()
             stopped.cancel()
             await asyncio.wait({task, stopped})
+
+
+def said(error: bytes) -> str:
+    """A failure's type and message, on one line."""
+    told = msgspec.json.decode(error)
+    return f"{told.get('type')}: {told.get('message')}".replace("\n", " ")[:200] if isinstance(told, dict) else "?"
 
 
 async def work(worker: Worker, clock: Clock) -> None:

@@ -107,12 +107,23 @@ class Limits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is known without asking the store: the time (ms), the limits, the lanes, when this hub started."""
+    """What is known without asking the store: the time (ms), the limits, the lanes, when this hub started.
+
+    `first_order` is above every place in line that was given before.
+    """
 
     now: int
     limits: Limits = Limits()
     lanes: Lanes = field(default_factory=Lanes)
     started_at: int = 0
+    first_order: int = 0
+
+    def order_at(self, ms: int) -> int:
+        """The place in line of what may be claimed from this time on; a millisecond has `ORDERS` of them."""
+        return ms * ORDERS
+
+
+ORDERS = 1024
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -237,7 +237,7 @@ def held(job: Job, lease_id: str | None) -> None:
     if job.lease_id != lease_id:
         raise Refused(
             Code.LEASE_SUPERSEDED,
-            f"this lease of job {job.id} has ended; delivery {job.attempt} is the last one",
+            f"this is not the last lease of job {job.id}: it has ended, or is another job's",
         )
 
 

@@ -61,7 +61,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     kind: str
     created_at: int
-    ready_at: int
+    order: int
     params: Raw = NULL
     params_apart: bool = False
     status: Status = "pending"
@@ -140,7 +140,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
             _encode(self),
             (self.status, self.kind, self.source or None, self.mission_id, self.node_id),
             lane_name(self.priority, self.kind, self.source, self.needs) if claimable else None,
-            self.ready_at,
+            self.order,
             agenda,
             due_at,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sheratan_hub.canonical import Raw
-from sheratan_hub.rules.command import Limits
+from sheratan_hub.rules.command import ORDERS, Limits
 from sheratan_hub.rules.jobs import Job
 
 
@@ -63,7 +63,7 @@ def end(job: Job, happened: str, now: int, reason: str | None = None, **changes:
 def back_in_line(job: Job, happened: str, now: int, delay_ms: int) -> Job:
     """The job pending again after `delay_ms`, at the end of its lane: a crash does not repeat at once."""
     at = now + delay_ms
-    return job.after(happened, not_before=at, ready_at=at, pending_since=at, waiting=delay_ms > 0)
+    return job.after(happened, not_before=at, order=at * ORDERS, pending_since=at, waiting=delay_ms > 0)
 
 
 def loss_error(job: Job) -> Raw:

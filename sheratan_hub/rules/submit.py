@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Event, Limits, Refused, Scene
+from sheratan_hub.rules.command import Code, Decision, Event, Refused, Scene
 from sheratan_hub.rules.jobs import APART_BYTES, Job, job_event, job_of
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
@@ -82,7 +82,7 @@ class Submit:
 
     def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
         refuse_when_full(view)
-        job = self._job(view.now, view.scene.limits)
+        job = self._job(view)
         new = [job.row]
         if job.params_apart:
             new.append(Row("params", job.id, self.params))
@@ -95,14 +95,15 @@ class Submit:
         event = job_event(job, "submitted", view.now, actor, kind=job.kind, mission_id=job.mission_id)
         return Decision(Submitted(job, dedup=False), new=tuple(new), put=put, events=(event,))
 
-    def _job(self, now: int, limits: Limits) -> Job:
+    def _job(self, view: View) -> Job:
+        now, limits = view.now, view.scene.limits
         start = max(self.not_before, now + self.delay_ms)
         apart = len(self.params) > APART_BYTES
         return Job(
             id=self.job_id,
             kind=self.kind,
             created_at=now,
-            ready_at=start,
+            order=view.scene.order_at(start) if start > now else view.next_order(),
             params=NULL if apart else Raw(self.params),
             params_apart=apart,
             priority=self.priority,

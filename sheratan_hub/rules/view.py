@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import count, islice
 
 import msgspec
 
@@ -27,6 +27,7 @@ class View:
         self._due: dict[str, list[Row]] = {}
         self._counts: dict[str, int] = {}
         self._fresh: set[Key] = set()
+        self._orders = count(max(scene.order_at(scene.now), scene.first_order))
         self._locked: set[Key] = set()
         self.used_up: set[str] = set()
         self.left: set[str] = set()
@@ -74,6 +75,10 @@ class View:
         if key not in self._rows:
             raise Need(Wants(look={key}))
         return self._rows[key]
+
+    def next_order(self) -> int:
+        """The next place in line: first come, first served, also within one millisecond."""
+        return next(self._orders)
 
     def has(self, kind: str, id: str, *, locked: bool = False) -> bool:
         """Whether it is known if there is such a row; `locked`: so that it may be changed."""
@@ -165,7 +170,7 @@ class View:
         copy._rows, copy._ready, copy._depth = dict(self._rows), self._ready, self._depth
         copy._due, copy._counts = self._due, self._counts
         copy._written, copy._deltas, copy._fresh = dict(self._written), dict(self._deltas), set(self._fresh)
-        copy._locked = set(self._locked)
+        copy._locked, copy._orders = set(self._locked), self._orders
         return copy
 
 

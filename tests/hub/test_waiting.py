@@ -230,3 +230,21 @@ async def test_a_wake_that_a_stale_node_cannot_use_goes_to_the_next(make_hub: Ma
     await settle()
     assert stale.result().reason == "node_stale"
     assert [job.id for job in able.result().jobs] == ["j"]
+
+
+async def test_a_wait_that_runs_out_answers_with_the_job_as_it_is_then(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub()
+    await submit(hub, "j")
+    waiting = asyncio.create_task(hub.job("j", 5000))
+    await settle()
+    await pull(hub, "n1", wait_ms=0)
+    await clock.advance(5000)
+    assert waiting.result().status == "running"
+
+
+async def test_jobs_of_one_moment_are_served_in_the_order_of_their_submission(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    for batch in ("zyx", "wv", "u"):
+        await hub.execute_many([Submit(f"job-{kind}", kind) for kind in batch])
+    order = [(await pull(hub, "n1", wait_ms=0)).jobs[0].kind for _ in range(6)]
+    assert "".join(order) == "zyxwvu"
