@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,6 @@ from sheratan_stores.sqlite import SqliteStore
 from tests.conftest import lacking
 
 CHILD = Path(__file__).with_name("child.py")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(f"sqlite://{tmp_path / 'hub.db'}", VirtualClock())
-    await store.open()
-    yield store
-    await store.close()
 
 
 async def add(store: SqliteStore, id: str, size: int = 10) -> int:

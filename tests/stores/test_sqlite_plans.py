@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from sheratan_hub.clock import VirtualClock
 from sheratan_hub.storage import Changes, Due, Key, Ready, Row, Wants
 from sheratan_stores.sqlite import SqliteStore
 
 ROWS = 30_000
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(f"sqlite://{tmp_path / 'hub.db'}", VirtualClock())
-    await store.open()
-    yield store
-    await store.close()
 
 
 class Asked:

@@ -280,6 +280,7 @@ async def test_an_attempt_that_uses_up_its_time_is_stopped_and_reported(
     report = shift.hub.reported()["j"]
     assert shift.gated.cancelled == ["j"]
     assert (report.ok, report.retry, orjson.loads(bytes(report.error))["type"]) == (False, None, "Timeout")
+    assert any("failed: Timeout: " in line for line in shift.said)
 
 
 async def test_what_finishes_while_a_batch_is_in_flight_is_the_next_batch(
