@@ -1,5 +1,6 @@
 # Everything is reachable from here; each target sets up what it needs first.
 PYTHON ?= python3
+STORE ?= sqlite
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -15,8 +16,8 @@ $(STAMP): pyproject.toml tools/lock/dev.txt tools/setup.sh
 	@PYTHON="$(PYTHON)" sh tools/setup.sh
 	@touch $(STAMP)
 
-demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle
-	@$(BIN)/python tools/demo.py
+demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle; STORE=file for the file store
+	@$(BIN)/python tools/demo.py --store $(STORE)
 
 run: setup ## serve on SQLite in the foreground
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sheratan-hub serve
@@ -34,8 +35,9 @@ format: setup ## let ruff format and mend what it can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-smoke: setup ## the operators' checklist against a hub of its own, or HUB_CONTROL_URL and HUB_DATA_URL
-	@$(BIN)/sheratan-hub smoke
+smoke: setup ## the operators' checklist on a hub of its own for each store, or on HUB_CONTROL_URL and HUB_DATA_URL
+	@if [ -n "$$HUB_CONTROL_URL$$HUB_DATA_URL$$SHERATAN_STORE_URL" ]; then exec $(BIN)/sheratan-hub smoke; fi; \
+	for store in sqlite file; do SHERATAN_STORE_URL=$$store:// $(BIN)/sheratan-hub smoke || exit 1; done
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh

@@ -426,7 +426,7 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
     if not settings.hub.data_dir:
         yield "hub.data_dir must not be empty."
     if settings.store.url and "://" not in settings.store.url:
-        yield "store.url must look like sqlite://FILE or memory://."
+        yield "store.url must look like sqlite://FILE, file://DIR or memory://."
     if not token or not token.isascii() or not token.isprintable() or token != token.strip():
         yield "The token must be printable ASCII without space around it, and not empty; set SHERATAN_HUB_TOKEN."
     if not (is_loopback(control.host) and is_loopback(data.host)):

@@ -28,7 +28,7 @@ class Key(NamedTuple):
     id: str
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
+class Row(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One stored thing. `doc` is opaque to the store; all other fields are the store's only indexes.
 
     `lane` is set exactly while the row may be claimed; rows of one lane are claimed by `order`, then `id`.

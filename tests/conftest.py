@@ -119,7 +119,7 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
         await site.app.stop()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "file"])
 async def site(request: pytest.FixtureRequest, make_site: MakeSite) -> Site:
     """A running hub, once on each store."""
     return await make_site(request.param)

@@ -65,7 +65,7 @@ class Seen(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", choices=["sqlite"], default="sqlite", help="what the hub keeps its state in")
+    parser.add_argument("--store", choices=["sqlite", "file"], default="sqlite", help="what the hub keeps its state in")
     parser.add_argument("--files", type=int, help="only so many of the files")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

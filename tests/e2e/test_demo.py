@@ -28,8 +28,9 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_demo_finds_every_result_right_although_the_hub_was_killed(tmp_path: Path) -> None:
-    with start(tmp_path, "--files", "40") as process:
+@pytest.mark.parametrize("store", ["sqlite", "file"])
+def test_the_demo_finds_every_result_right_although_the_hub_was_killed(tmp_path: Path, store: str) -> None:
+    with start(tmp_path, "--files", "40", "--store", store) as process:
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     assert "80 jobs" in said

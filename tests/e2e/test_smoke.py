@@ -51,9 +51,11 @@ def options(served: Served) -> tuple[str, ...]:
     return "--control-url", control, "--data-url", data
 
 
-def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["sqlite", "file"])
+def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path: Path, store: str) -> None:
     (tmp_path / "hub.toml").write_text("not read by the hub under check")
-    status, lines = smoke(tmp_path, {"PATH": "/usr/bin", "TMPDIR": str(tmp_path), "SHERATAN_RESULT_HMAC_KEY": "x"})
+    environ = {"PATH": "/usr/bin", "TMPDIR": str(tmp_path), "SHERATAN_RESULT_HMAC_KEY": "x"}
+    status, lines = smoke(tmp_path, {**environ, "SHERATAN_STORE_URL": f"{store}://"})
     assert [line for line in lines if line.startswith("FAIL")] == []
     assert (status, verdicts(lines)) == (0, {"PASS"})
     assert len(lines) - 1 >= 20

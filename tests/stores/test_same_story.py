@@ -9,6 +9,7 @@ import pytest
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.storage import Store
 from sheratan_stores.conformance import same_story
+from sheratan_stores.file import FileStore
 from sheratan_stores.memory import MemoryStore
 from sheratan_stores.sqlite import SqliteStore
 
@@ -21,4 +22,8 @@ async def test_every_store_tells_the_same_story(tmp_path: Path, seed: int) -> No
     async def sqlite() -> Store:
         return SqliteStore(f"sqlite://{tmp_path / 'hub.db'}", VirtualClock())
 
+    async def file() -> Store:
+        return FileStore(f"file://{tmp_path / 'hub'}", VirtualClock())
+
     await same_story(memory, sqlite, seed)
+    await same_story(memory, file, seed)

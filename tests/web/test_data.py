@@ -18,7 +18,7 @@ from sheratan_hub.storage import Key
 from tests.conftest import MakeSite, Site
 
 SUBMITS = ["/api/jobs", "/mesh/submit_request"]
-STORES = pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+STORES = pytest.mark.parametrize("scheme", ["memory", "sqlite", "file"])
 
 JOB_FIELDS = {
     *("job_id", "status", "kind", "params", "priority", "source", "mission_id", "task_id", "attempt", "failures"),

@@ -1,0 +1,122 @@
+"""The file store's snapshots: all rows as they were when a segment of the log began, or later.
+
+A row in it may be newer than the segment's beginning: the log that follows holds whole rows, so replaying it over
+a newer one ends the same. Counters and ledger numbers are those of the beginning, as the log holds deltas.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import msgspec
+
+from sheratan_hub.storage import StoreRefused
+from sheratan_stores.file_log import FORMAT, newer, sync_folder, write
+from sheratan_stores.file_records import frame, read_all
+
+
+class Totals(msgspec.Struct):
+    """The first record, as JSON: what is not rows. `seq` is the next ledger number."""
+
+    format: int
+    snapshot: int
+    seq: int
+    pruned: int
+    counts: dict[str, int]
+
+
+SYNC_BYTES = 16 << 20
+"""After so much is written it is synced, so that the end need not sync hundreds of MiB in front of a commit."""
+
+encode_rows = msgspec.msgpack.Encoder().encode
+decode_rows = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+class Writer:
+    """Writes the snapshot that stands for all segments before one, under a draft's name until it is whole."""
+
+    def __init__(self, folder: Path, totals: Totals) -> None:
+        self._folder = folder
+        self.path = path_of(folder, totals.snapshot)
+        self._draft = self.path.with_name(f"{self.path.name}.tmp")
+        self._totals = totals
+        self._rows = self._at = self._synced = 0
+
+    def begin(self) -> None:
+        """Make the draft. Raises OSError, as do the others."""
+        self._file = os.open(self._draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._write(msgspec.json.encode(self._totals))
+
+    def add(self, rows: list[bytes]) -> None:
+        """Write some packed rows."""
+        self._rows += len(rows)
+        self._write(encode_rows(rows))
+
+    def finish(self) -> int:
+        """Write how many rows there are, sync, and give it its name; how many bytes it has."""
+        self._write(b"%d" % self._rows)
+        os.fsync(self._file)
+        self._draft.replace(self.path)
+        sync_folder(self._folder)
+        return self._at
+
+    def close(self) -> None:
+        """Close the file; a draft that was not finished goes."""
+        os.close(self._file)
+        self._draft.unlink(missing_ok=True)
+
+    def _write(self, payload: bytes) -> None:
+        record = frame(payload, self.path.name, self._at, 0)
+        write(self._file, record, self._at)
+        self._at += len(record)
+        if self._at - self._synced > SYNC_BYTES:
+            os.fdatasync(self._file)
+            self._synced = self._at
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """The file of the snapshot that stands for all segments before this one."""
+    return folder / f"snapshot-{number:012}"
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest snapshot, if there is one."""
+    return max(folder.glob(f"snapshot-{'[0-9]' * 12}"), default=None)
+
+
+def read(path: Path, take: Callable[[list[bytes]], None]) -> tuple[Totals, int]:
+    """Give the packed rows of a snapshot to `take`; what else it holds, and its size in bytes.
+
+    Raises `StoreRefused`.
+    """
+    totals: Totals | None = None
+    rows, end, whole = 0, 0, False
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            for record in read_all(data, path.name):
+                end = record.end
+                if totals is None:
+                    totals = _totals(path, record.payload)
+                elif record.payload.isdigit():
+                    whole = int(record.payload) == rows and end == len(data)
+                else:
+                    some = decode_rows(record.payload)
+                    rows += len(some)
+                    take(some)
+    except OSError as error:
+        raise StoreRefused(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreRefused(f"{path} is damaged: {error}") from error
+    if totals is None or not whole:
+        raise StoreRefused(f"{path} is damaged: what stands at byte {end} cannot be read")
+    return totals, end
+
+
+def _totals(path: Path, payload: bytes) -> Totals:
+    totals = msgspec.json.decode(payload, type=Totals)
+    if totals.format > FORMAT:
+        raise StoreRefused(newer(path, totals.format))
+    return totals
