@@ -165,6 +165,12 @@ class Envelope(Answer, frozen=True, kw_only=True):
     results: list[Raw] = []
 
 
+class Taken(Pulled, frozen=True, kw_only=True):
+    """The answer to results with a pull: one outcome each, in order, and the leases."""
+
+    results: list[Raw] = []
+
+
 class Integrity(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a result can be checked: see `sheratan_hub.canonical`."""
 

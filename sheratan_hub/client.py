@@ -5,7 +5,8 @@ Longer than 300 lines because it is one class with one method for each route.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
@@ -28,10 +29,12 @@ from sheratan_hub.answers import (
     Refusal,
     Report,
     Submitted,
+    Taken,
     json_text,
 )
 from sheratan_hub.canonical import Raw, result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
+from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, outcomes_of, request_of
 from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport
 
 __all__ = [
@@ -53,10 +56,6 @@ __all__ = [
 
 CONTROL_URL = "http://127.0.0.1:8787"
 DATA_URL = "http://127.0.0.1:8788"
-BATCH_ENTRIES = 500
-BATCH_BYTES = 16 * 1024 * 1024 - 64
-ENTRY_AT_FAULT = frozenset({400, 413, 422})
-"""Statuses by which a hub refuses a whole batch for what stands in one entry of it."""
 NO_ROOM = frozenset({429, 503})
 
 T = TypeVar("T")
@@ -69,6 +68,9 @@ class HubClient:
     `patience_seconds` a call (0: one try). Every method raises `HubRefused` when the hub says no and
     `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
     answer may take beyond what a long poll waits on purpose; `hmac_key` signs results.
+
+    Any number of tasks may share one client. Calls of `submit`, and of `complete` and `fail`, that are made while
+    others are under way travel as one request; each still has its own outcome.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class HubClient:
             answer_seconds=answer_seconds,
             connections=connections,
         )
+        self._submits = Merger(self._hub, "jobs", Submitted)
+        self._reports = Merger(self._hub, "results", Accepted)
 
     def __repr__(self) -> str:
         return f"HubClient({self._hub!r})"
@@ -108,6 +112,8 @@ class HubClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._submits.close()
+        await self._reports.close()
         await self._hub.__aexit__(kind, error, trace)
 
     async def submit(
@@ -132,7 +138,8 @@ class HubClient:
         """Hand in one job; what is left out is the hub's default. Without a key one is drawn, so that a repeated
         request makes one job. Raises ValueError or TypeError for params that JSON can't hold."""
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
-        return await self._hub.ask(Request("data", "POST", "/api/jobs", self._keyed(given)), Submitted)
+        body = self._keyed(given)
+        return await self._submits.send(body, partial(Request, "data", "POST", "/api/jobs", body))
 
     async def submit_many(self, jobs: Iterable[Mapping[str, object]]) -> list[Submitted | Refusal]:
         """Hand in many jobs (bodies as `POST /api/jobs` takes them), one outcome each, in order.
@@ -145,7 +152,7 @@ class HubClient:
         outcomes: dict[int, Submitted | Refusal] = {}
         until, tries, left = self._hub.deadline(), 0, list(range(len(bodies)))
         while True:
-            for chunk in _chunks(left, bodies):
+            for chunk in chunks(left, bodies):
                 sent = await self._send_batch("jobs", [bodies[i] for i in chunk], Submitted, until)
                 outcomes.update(zip(chunk, sent, strict=True))
             left = [i for i in left if _has_no_room(outcomes[i])]
@@ -155,13 +162,10 @@ class HubClient:
             await self._clock.sleep(pause)
             tries += 1
 
-    async def _send_batch(
-        self, of: Literal["jobs", "results"], bodies: list[bytes], answer: type[T], until: float
-    ) -> list[T | Refusal]:
+    async def _send_batch(self, of: Of, bodies: list[bytes], answer: type[T], until: float) -> list[T | Refusal]:
         """One outcome each. A batch refused for what stands in one entry is halved until that one is alone."""
-        body = b'{"%b":[%b]}' % (of.encode(), b",".join(bodies))
         try:
-            envelope = await self._hub.ask(Request("data", "POST", f"/api/{of}", body), Envelope, until)
+            envelope = await self._hub.ask(request_of(of, bodies), Envelope, until)
         except HubRefused as no:
             if no.status in ENTRY_AT_FAULT and len(bodies) > 1:
                 half = len(bodies) // 2
@@ -170,10 +174,7 @@ class HubClient:
             if no.status in ENTRY_AT_FAULT | NO_ROOM:
                 return [Refusal(code=no.code, status=no.status, detail=no.detail)] * len(bodies)
             raise
-        raws = envelope.jobs if of == "jobs" else envelope.results
-        if len(raws) != len(bodies):
-            raise HubUnreachable(f"the hub answered {len(raws)} outcomes to {len(bodies)} entries")
-        return [_outcome(raw, answer) for raw in raws]
+        return outcomes_of(envelope, of, len(bodies), answer)
 
     def _keyed(self, job: Mapping[str, object]) -> bytes:
         if job.get("idempotency_key") is not None:
@@ -195,15 +196,11 @@ class HubClient:
         One `pull_id` is drawn for the call and kept for its repeats: a lost answer costs nothing. Give your own
         to get the same leases again after a restart, while they live.
         """
-        body = {
-            "node_id": node_id,
-            "max": max,
-            "wait_seconds": wait_seconds,
-            "pull_id": pull_id or self._clock.secret(),
-            "capabilities": capabilities,
-            "kinds": kinds,
-        }
-        return await self._post("data", "/api/jobs/pull", body, Pulled, wait_seconds)
+        named = {name: value for name, value in locals().items() if name != "self"}
+        return await self._post("data", "/api/jobs/pull", self._identified(named), Pulled, wait_seconds)
+
+    def _identified(self, pull: Mapping[str, object]) -> dict[str, object]:
+        return {**pull, "pull_id": pull.get("pull_id") or self._clock.secret()}
 
     async def complete(self, job_id: str, lease_id: str, node_id: str, result: object = None) -> Accepted:
         """Report success with a JSON-able `result`."""
@@ -234,18 +231,52 @@ class HubClient:
         )
 
     async def _report(self, report: Report) -> Accepted:
-        body = _fields(self._sealed(report))
-        del body["job_id"]
-        return await self._post("data", f"{_job_path(report.job_id)}/result", body, Accepted)
+        fields = _fields(self._sealed(report))
+        return await self._reports.send(msgspec.json.encode(fields), partial(_alone, fields))
 
     async def results(self, reports: Sequence[Report]) -> list[Accepted | Refusal]:
         """Report many jobs' ends, one outcome each, in order; in chunks of up to 500."""
-        bodies = [msgspec.json.encode(_fields(self._sealed(report))) for report in reports]
+        return await self._send_reports(self._report_bodies(reports), self._hub.deadline())
+
+    def _report_bodies(self, reports: Sequence[Report]) -> list[bytes]:
+        return [msgspec.json.encode(_fields(self._sealed(report))) for report in reports]
+
+    async def _send_reports(self, bodies: Sequence[bytes], until: float) -> list[Accepted | Refusal]:
         outcomes: list[Accepted | Refusal] = []
-        until = self._hub.deadline()
-        for chunk in _chunks(range(len(bodies)), bodies):
+        for chunk in chunks(range(len(bodies)), bodies):
             outcomes += await self._send_batch("results", [bodies[i] for i in chunk], Accepted, until)
         return outcomes
+
+    async def results_and_pull(
+        self,
+        reports: Sequence[Report],
+        node_id: str,
+        *,
+        max: int = 1,
+        wait_seconds: float = 0,
+        pull_id: str | None = None,
+        capabilities: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
+    ) -> tuple[list[Accepted | Refusal], Pulled]:
+        """Report jobs' ends as `results` does, and `pull` in the same request: what ended makes room for what comes.
+
+        A request that is refused for what stands in it is sent again as results alone; then the pull, which may
+        be at fault, is answered with nothing.
+        """
+        named = {name: value for name, value in locals().items() if name not in ("self", "reports")}
+        pull = json_text({name: value for name, value in self._identified(named).items() if value is not None})
+        bodies, until = self._report_bodies(reports), self._hub.deadline()
+        last = [[], *chunks(range(len(bodies)), bodies)][-1]
+        done = await self._send_reports(bodies[: len(bodies) - len(last)], until)
+        bodies = bodies[len(done) :]
+        request = request_of("results", bodies, b',"pull":%b' % pull)._replace(wait_seconds=wait_seconds)
+        try:
+            taken = await self._hub.ask(request, Taken, until)
+        except HubRefused as no:
+            if no.status not in ENTRY_AT_FAULT:
+                raise
+            return done + await self._send_reports(bodies, until), Pulled()
+        return done + outcomes_of(Envelope(results=taken.results), "results", len(bodies), Accepted), taken
 
     def _sealed(self, report: Report) -> Report:
         """The report with its integrity: a SHA-256 always, a signature when there is a key."""
@@ -354,6 +385,12 @@ def _job_path(job_id: str) -> str:
     return f"/api/jobs/{quote(job_id, safe='')}"
 
 
+def _alone(fields: Mapping[str, Any]) -> Request:
+    """The request of one result, whose job is named by the path."""
+    body = {name: value for name, value in fields.items() if name != "job_id"}
+    return Request("data", "POST", f"{_job_path(fields['job_id'])}/result", msgspec.json.encode(body))
+
+
 def _query(**values: object) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
@@ -364,30 +401,5 @@ def _fields(report: Report) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _chunks(indexes: Sequence[int], bodies: Sequence[bytes]) -> Iterator[list[int]]:
-    """`indexes` in runs that fit one request, by number and by the size of their bodies."""
-    chunk: list[int] = []
-    size = 0
-    for i in indexes:
-        if chunk and (len(chunk) == BATCH_ENTRIES or size + len(bodies[i]) + 1 > BATCH_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(i)
-        size += len(bodies[i]) + 1
-    if chunk:
-        yield chunk
-
-
-def _outcome(raw: Raw, answer: type[T]) -> T | Refusal:
-    verdict = msgspec.json.decode(raw, type=_Verdict)
-    if verdict.ok:
-        return msgspec.json.decode(raw, type=answer)
-    return msgspec.json.decode(raw, type=Refusal)
-
-
 def _has_no_room(outcome: object) -> bool:
     return isinstance(outcome, Refusal) and outcome.status in NO_ROOM
-
-
-class _Verdict(msgspec.Struct):
-    ok: bool

@@ -166,7 +166,7 @@ def next_uuid7(now_ms: int, last: int, noise: bytes) -> int:
 
 def uuid_text(value: int) -> str:
     """A 128-bit number in the usual form of a UUID."""
-    text = f"{value:032x}"
+    text = value.to_bytes(16, "big").hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 

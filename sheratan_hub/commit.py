@@ -2,6 +2,8 @@
 
 While a batch is in flight the next one gathers, so batches grow with load and no timer lingers. Replies go out
 after the commit. One bad command never fails its neighbours.
+
+Longer than 300 lines because a command's way from the queue to its reply is told in one place.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene, Together
 from sheratan_hub.rules.lanes import Lanes
@@ -27,8 +30,7 @@ ROUNDS = 256
 """How often a command may ask for more before it counts as broken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Where a request came from, for the audit log. `route` is the table's path, `path` the client's."""
 
     plane: str = "hub"
@@ -43,9 +45,12 @@ HUB = Origin()
 Outcome = Any
 """A command's answer, or the exception (`Refused`, or a bug's) that it ended with."""
 
+Order = Literal["any", "in_turn", "while_fine"]
+"""While a command of an item waits for more rows, the others go on (`any`), or those after it wait for it (`in_turn`).
+`while_fine`: in turn, and once one has failed those after it fail with the same error."""
 
-@dataclass(slots=True, eq=False)
-class Item:
+
+class Item(msgspec.Struct, eq=False):
     """Commands that were handed in together, and who waits for their outcomes (None: nobody).
 
     `urgent` ones, the hub's own upkeep, are never refused for want of room.
@@ -55,14 +60,18 @@ class Item:
     origin: Origin
     future: asyncio.Future[list[Outcome]] | None
     urgent: bool = False
-    outcomes: list[Outcome] = field(default_factory=list)
-    notes: list[Event] = field(default_factory=list)
+    order: Order = "any"
+    outcomes: list[Outcome] = msgspec.field(default_factory=list)
+    notes: list[Event] = msgspec.field(default_factory=list)
     begun: bool = False
+    size: int = 0
+    """How many decisions it takes."""
 
-    @property
-    def size(self) -> int:
-        """How many decisions it takes."""
-        return sum(len(one) if isinstance(one, Together) else 1 for one in self.commands)
+    def __post_init__(self) -> None:
+        self.size = len(self.commands)
+        for command in self.commands:
+            if isinstance(command, Together):
+                self.size += len(command) - 1
 
     @property
     def wanted(self) -> bool:
@@ -70,16 +79,14 @@ class Item:
         return self.future is None or not self.future.done()
 
 
-@dataclass(frozen=True, slots=True)
-class Happened:
+class Happened(msgspec.Struct, frozen=True, gc=False):
     """What observers are told after a commit: the events and notes of one item, and where it came from."""
 
     events: Sequence[Event]
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True, gc=False):
     """A batch that is on disk: what happened, and the rows that were written."""
 
     happened: Sequence[Happened]
@@ -263,13 +270,22 @@ def _decide_all(view: View, todo: list[Todo]) -> tuple[list[Todo], list[Wants], 
     again: list[Todo] = []
     needs: list[Wants] = []
     durable = False
+    held: Item | None = None
     for item, place, command in todo:
+        if item is held:
+            again.append((item, place, command))
+            needs += _foreseen(view, command)
+            continue
+        if item.order == "while_fine" and place and isinstance(item.outcomes[place - 1], Exception):
+            item.outcomes[place] = item.outcomes[place - 1]
+            continue
         try:
             decision: Decision = command.decide(view)
             view.apply(decision)
         except Need as need:
             again.append((item, place, command))
             needs.append(need.wants)
+            held = item if item.order != "any" else None
             continue
         except Exception as no:
             item.outcomes[place] = _as_outcome(no, command)
@@ -278,6 +294,17 @@ def _decide_all(view: View, todo: list[Todo]) -> tuple[list[Todo], list[Wants], 
         item.outcomes[place] = decision.answer
         item.notes += (*decision.events, *decision.notes)
     return again, needs, durable
+
+
+def _foreseen(view: View, command: Command) -> list[Wants]:
+    """What a command that waits for its turn would ask for, so that all of an item's needs are loaded at once."""
+    try:
+        command.decide(view)
+    except Need as need:
+        return [need.wants]
+    except Exception:
+        return []  # its turn will tell
+    return []
 
 
 def _as_outcome(error: Exception, command: Command) -> Exception:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sheratan_hub.clock import Clock
-from sheratan_hub.commit import HUB, Committed, Committer, Happened, Item, Origin, Outcome
+from sheratan_hub.commit import HUB, Committed, Committer, Happened, Item, Order, Origin, Outcome
 from sheratan_hub.loops import Loop
 from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
@@ -91,43 +91,58 @@ class Hub:
 
         Once leased, the answer comes even if the caller is cancelled: then the leases are given back at no cost.
         """
+        return (await self.pull_after((), command, wait_ms, origin))[1]
+
+    async def pull_after(
+        self, first: Sequence[Command], command: Pull, wait_ms: int, origin: Origin, order: Order = "in_turn"
+    ) -> tuple[list[Outcome], Pulled]:
+        """Decide `first` and look, in one transaction; then wait and look as `pull` does. The outcomes of `first`.
+
+        By `while_fine` what is refused of `first` is raised, and nothing is leased.
+        """
         if wait_ms <= 0 or len(self.waiting) >= self.max_polls:
-            return await self._pull_once(command, origin)
+            return await self._look([*first, command], origin, order)
         until = self.clock.now() + wait_ms
+        outcomes: list[Outcome] = []
         with self.waiting.pull(await self._offer(command), command.limit) as waiter:
             while True:
                 waiter.event.clear()
                 wakes, freed = len(waiter.woken), waiter.freed
-                pulled = await self._pull_once(command, origin)
+                told, pulled = await self._look([*first, command], origin, order)
+                outcomes, first = [*outcomes, *told], ()
                 waiter.looked(len(pulled.jobs), pulled.reason, wakes)
                 if freed and pulled.reason == "no_job":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
-                    return pulled
+                    return outcomes, pulled
                 if not await self.clock.wait(waiter.event.wait(), left):
-                    return pulled
+                    return outcomes, pulled
 
-    async def _pull_once(self, command: Pull, origin: Origin) -> Pulled:
+    async def _look(self, commands: list[Command], origin: Origin, order: Order) -> tuple[list[Outcome], Pulled]:
+        """The outcomes of all but the last, which is a pull, and what that got. Any bug is raised."""
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        item = Item([command], origin, future)
+        item = Item(commands, origin, future, order=order)
         self.committer.add(item)
         try:
-            outcome = (await asyncio.shield(future))[0]
+            *outcomes, pulled = await asyncio.shield(future)
         except asyncio.CancelledError:
             if item.begun:
                 future.add_done_callback(self._give_back_late)
             else:
                 future.cancel()
             raise
-        if isinstance(outcome, BaseException):
-            raise outcome
-        pulled: Pulled = outcome
-        return pulled
+        bug = next((one for one in outcomes if isinstance(one, Exception) and not isinstance(one, Refused)), None)
+        if bug is not None:
+            self._give_back_late(future)
+            raise bug
+        if isinstance(pulled, BaseException):
+            raise pulled
+        return outcomes, pulled
 
     def _give_back_late(self, future: asyncio.Future[list[Outcome]]) -> None:
-        if not future.cancelled() and future.exception() is None and isinstance(future.result()[0], Pulled):
-            self.give_back(future.result()[0])
+        if not future.cancelled() and future.exception() is None and isinstance(future.result()[-1], Pulled):
+            self.give_back(future.result()[-1])
 
     def give_back(self, pulled: Pulled) -> None:
         """Release leases whose answer could not be delivered, unless they have been sent again since."""

@@ -65,6 +65,7 @@ class Metrics:
         self._requests = self._counter(
             "sheratan_http_requests", "Requests answered, by plane, route and status.", "plane", "route", "status"
         )
+        self._answered: dict[tuple[str, str, int], Counter] = {}
         self._commands = self._counter("sheratan_commands", "Commands committed.")
         self._batches = Histogram(
             "sheratan_commit_batch_commands",
@@ -104,7 +105,11 @@ class Metrics:
 
     def answered(self, plane: str, route: str, status: int) -> None:
         """Count one answered request. `route` is the table's path, never the client's."""
-        self._requests.labels(plane, route, str(status)).inc()
+        key = (plane, route, status)
+        counter = self._answered.get(key)
+        if counter is None:
+            counter = self._answered[key] = self._requests.labels(plane, route, str(status))
+        counter.inc()
 
     def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int) -> None:
         """Take the kept counters before a scrape."""

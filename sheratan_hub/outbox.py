@@ -1,14 +1,18 @@
-"""Finished results on their way to the hub: gathered while the last batch is in flight, kept until it took them."""
+"""Finished results on their way to the hub: gathered while the last batch is in flight, kept until it took them.
+
+They take a pull along, so that the next jobs come with the answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 
-from sheratan_hub.answers import Accepted, Refusal, Report
+from sheratan_hub.answers import Accepted, Pulled, Refusal, Report
 from sheratan_hub.canonical import NULL
 from sheratan_hub.client import HubClient
 from sheratan_hub.clock import Clock
@@ -23,13 +27,28 @@ PURPOSE = "results"
 
 
 class Outbox:
-    """The results of one node that the hub has not yet taken."""
+    """The results of one node that the hub has not yet taken.
 
-    def __init__(self, hub: HubClient, contact: Contact, clock: Clock, say: Callable[[str], None]) -> None:
+    `carry` gives the pull that goes with results that leave, if there is one; then `carried` is told what it got,
+    None if there was no answer.
+    """
+
+    def __init__(
+        self,
+        hub: HubClient,
+        contact: Contact,
+        clock: Clock,
+        say: Callable[[str], None],
+        carry: Callable[[], dict[str, Any] | None],
+        carried: Callable[[Pulled | None], None],
+    ) -> None:
         self._hub = hub
         self._contact = contact
         self._clock = clock
         self._say = say
+        self._carry = carry
+        self._carried = carried
+        self._busy = False
         self._reports: dict[str, Report] = {}
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -37,6 +56,11 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._reports)
+
+    @property
+    def due(self) -> bool:
+        """Whether results are about to leave: not those that are on their way, or have to wait for the hub."""
+        return self._filled.is_set() and not self._busy
 
     def put(self, report: Report) -> None:
         """Have this sent."""
@@ -52,14 +76,27 @@ class Outbox:
         """Send what comes, until cancelled."""
         while True:
             await self._filled.wait()
+            self._busy = True
             batch = list(islice(self._reports.values(), BATCH))
-            outcomes = await self._contact.reach(PURPOSE, self._hub.results(batch))
+            outcomes = await self._send(batch)
             again = outcomes is None or self._settle(batch, outcomes)
             if again:
                 await self._clock.sleep(max(250.0, self._contact.pause_ms(PURPOSE)))
+            self._busy = False
             if not self._reports:
                 self._filled.clear()
                 self._emptied.set()
+
+    async def _send(self, batch: Sequence[Report]) -> Sequence[Accepted | Refusal] | None:
+        pull = self._carry()
+        if pull is None:
+            return await self._contact.reach(PURPOSE, self._hub.results(batch))
+        answer = None
+        try:
+            answer = await self._contact.reach(PURPOSE, self._hub.results_and_pull(batch, **pull))
+        finally:
+            self._carried(answer[1] if answer else None)
+        return answer[0] if answer else None
 
     def _settle(self, batch: Sequence[Report], outcomes: Sequence[Accepted | Refusal]) -> bool:
         """Forget what the hub took or will never take; whether something is to be sent again later."""

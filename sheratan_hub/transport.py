@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -48,17 +49,29 @@ class HubRefused(Exception):
         self.body = body or {}
         self.retry_after_seconds = retry_after_seconds
 
+    def again(self) -> HubRefused:
+        """The same, to be raised by somebody else."""
+        return HubRefused(self.status, self.code, self.detail, self.body, self.retry_after_seconds)
+
 
 class HubUnreachable(Exception):
     """No answer that can be used came in time; whether the request was carried out is unknown."""
 
+    def again(self) -> HubUnreachable:
+        """The same, to be raised by somebody else."""
+        return HubUnreachable(*self.args)
 
-class _Failed(Exception):
+
+class TryAgain(Exception):
     """One try went wrong in a way that another may not: what to raise in the end, and when to try at the soonest."""
 
     def __init__(self, error: HubRefused | HubUnreachable, after_ms: float = 0) -> None:
         self.error = error
         self.after_ms = after_ms
+
+    def again(self) -> TryAgain:
+        """The same, to be raised by somebody else."""
+        return TryAgain(self.error.again(), self.after_ms)
 
 
 class Request(NamedTuple):
@@ -125,24 +138,31 @@ class Transport:
         Raises HubRefused at once for a "no" that another try would not change, else, when patience has run
         out, HubRefused (429, 503 ...) or HubUnreachable.
         """
+        return await self.patiently(partial(self.once, request, answer), until)
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]], until: float | None = None) -> T:
+        """What `attempt` returns, made again as long as it raises TryAgain and there is patience, or its error."""
         end = self.deadline() if until is None else until
         tries = 0
         while True:
             try:
-                return await self._try(request, answer)
-            except _Failed as failed:
-                pause = self.pause(tries, failed.after_ms)
-                tries += 1
-                if self.clock.now() + pause > end:
-                    raise failed.error from None
+                return await attempt()
+            except TryAgain as failed:
+                error, pause = failed.error, self.pause(tries, failed.after_ms)
+            tries += 1
+            if self.clock.now() + pause > end:
+                raise error
             await self.clock.sleep(pause)
+            if self._session is None:
+                raise error
 
     def pause(self, tries: int, after_ms: float = 0) -> float:
         """How long (ms) to wait after `tries` + 1 failures: `after_ms`, and full jitter on a doubling bound."""
         bound = min(self._cap_ms, self._base_ms * 2.0 ** min(tries, 30))
         return after_ms + self.clock.jitter() * bound
 
-    async def _try(self, request: Request, answer: type[T]) -> T:
+    async def once(self, request: Request, answer: type[T]) -> T:
+        """One try. Raises HubRefused, or TryAgain for what another try may change."""
         if self._session is None:
             raise RuntimeError("the client is used outside of `async with`")
         url = self._urls[request.plane] + request.path
@@ -158,7 +178,7 @@ class Transport:
             ) as response:
                 return self._read(response, await response.read(), answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _Failed(HubUnreachable(f"no answer from {url}: {_cause(error)}")) from None
+            raise TryAgain(HubUnreachable(f"no answer from {url}: {_cause(error)}")) from None
 
     def _read(self, response: aiohttp.ClientResponse, body: bytes, answer: type[T]) -> T:
         if response.status >= 300:
@@ -167,9 +187,9 @@ class Transport:
             return msgspec.json.decode(body, type=answer)
         except msgspec.DecodeError as error:
             url = response.url.with_query(None)
-            raise _Failed(HubUnreachable(f"{url} answered what no hub answers: {error}")) from None
+            raise TryAgain(HubUnreachable(f"{url} answered what no hub answers: {error}")) from None
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> HubRefused | _Failed:
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> HubRefused | TryAgain:
         status, after = response.status, self._retry_after(response.headers.get("Retry-After"))
         problem = _problem(body)
         code, detail = problem.get("code"), problem.get("detail")
@@ -180,7 +200,7 @@ class Transport:
             problem,
             after,
         )
-        return _Failed(error, (after or 0) * 1000) if status in TRY_AGAIN else error
+        return TryAgain(error, (after or 0) * 1000) if status in TRY_AGAIN else error
 
     def _retry_after(self, text: str | None) -> float | None:
         """Seconds of a Retry-After header, which holds seconds or a date; None if there is none to read."""

@@ -19,6 +19,7 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.contact import Contact
 from sheratan_hub.handlers import Attempt, Fail, Handler, Outcome, failure, handler, load
 from sheratan_hub.outbox import Outbox
+from sheratan_hub.pulling import Pulling
 from sheratan_hub.runner import ProcessDied, Runner
 from sheratan_hub.running import Running
 
@@ -58,16 +59,15 @@ class Worker:
         say: Callable[[str], None],
     ) -> None:
         self._hub, self._options, self._clock, self._say = hub, options, clock, say
-        self._kinds = sorted(handlers)
         self._runner = Runner(options.module, handlers, options.concurrency)
         self._contact = Contact(clock, say)
-        self._outbox = Outbox(hub, self._contact, clock, say)
+        self._outbox = Outbox(hub, self._contact, clock, say, self._carry, self._carried)
+        self._pulling = Pulling(hub, clock, options.node_id, options.capabilities, sorted(handlers))
+        self._group = asyncio.TaskGroup()
         self._running: dict[str, Running] = {}
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._boot_id = clock.secret()
-        self._pull_id = clock.secret()
-        self._unanswered = False
         self._drained = False
 
     @property
@@ -84,71 +84,82 @@ class Worker:
         """Work until `stop`. Raises ProcessDied when the pool of processes cannot be started."""
         await self._runner.start()
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._group:
                 beat_in_ms = await self._unless_stopped(self._beat())
                 lasting = (
-                    group.create_task(self._heartbeats(beat_in_ms or 0.0)),
-                    group.create_task(self._outbox.send_all()),
+                    self._group.create_task(self._heartbeats(beat_in_ms or 0.0)),
+                    self._group.create_task(self._outbox.send_all()),
                 )
                 while not self.stopping:
-                    await self._pull_more(group)
-                await self._wind_down(group)
+                    await self._pull_more()
+                await self._wind_down()
                 for task in lasting:
                     task.cancel()
         finally:
             await self._runner.stop()
 
-    async def _pull_more(self, group: asyncio.TaskGroup) -> None:
-        """Lease what there is room for and start it, or wait until there is room or work."""
+    async def _pull_more(self) -> None:
+        """Lease what there is room for and start it, or wait until there is room or work.
+
+        Results that are about to be sent bring jobs for the room that they leave, so they go first.
+        """
         free = self._free()
-        if free <= 0 or self._drained:
+        if free <= 0 or self._drained or self._pulling.in_flight or self._outbox.due:
             self._changed.clear()
             await self._clock.wait(self._changed.wait(), PAUSE_MAX_MS)
             return
         began = self._clock.now()
-        self._unanswered = True
-        pulled = await self._unless_stopped(self._contact.reach("pull", self._pull(free)))
-        if pulled is None:
-            pause = self._contact.pause_ms("pull")
-        else:
-            # A new id only after an answer: leases of an answer that was lost come with the next.
-            self._unanswered, self._pull_id = False, self._clock.secret()
-            for lease in pulled.jobs:
-                self._start(lease, group)
-            pause = self._defer_ms(pulled, self._clock.now() - began)
+        pull = self._hub.pull(**self._pulling.ask(free), wait_seconds=self._options.wait_seconds)
+        pulled = await self._unless_stopped(self._contact.reach("pull", pull))
+        self._take(pulled)
+        pause = self._defer_ms(pulled, self._clock.now() - began)
         if pause:
             await self._unless_stopped(self._clock.sleep(pause))
 
-    async def _pull(self, most: int) -> Pulled:
-        options = self._options
-        return await self._hub.pull(
-            options.node_id,
-            max=most,
-            wait_seconds=options.wait_seconds,
-            pull_id=self._pull_id,
-            capabilities=options.capabilities,
-            kinds=self._kinds,
-        )
+    def _carry(self) -> dict[str, Any] | None:
+        """The pull that goes with the results that leave now, if there may be one."""
+        free = self._free()
+        if free <= 0 or self._drained or self.stopping or self._pulling.in_flight:
+            return None
+        return self._pulling.ask(free)
+
+    def _carried(self, pulled: Pulled | None) -> None:
+        """The results that carried a pull have come back."""
+        self._take(pulled)
+        if self.stopping and pulled is None:
+            self._hand_back()
+
+    def _take(self, pulled: Pulled | None) -> None:
+        """A pull has come back: start what it leased, or release that if the worker is to stop."""
+        self._pulling.answered(pulled)
+        for lease in pulled.jobs if pulled is not None else ():
+            if self.stopping:
+                self._group.create_task(self._release(lease))
+            else:
+                self._start(lease)
+        self._changed.set()
 
     def _free(self) -> int:
         if len(self._outbox) >= OUTBOX_MAX:
             return 0
         return min(PULL_MAX, self._options.concurrency - len(self._running))
 
-    def _defer_ms(self, pulled: Pulled, waited_ms: int) -> float:
+    def _defer_ms(self, pulled: Pulled | None, waited_ms: int) -> float:
         """How long to wait before the next pull: the hub's word, but not after a long poll that took its time."""
+        if pulled is None:
+            return self._contact.pause_ms("pull")
         wait_ms = self._options.wait_seconds * 1000
         if pulled.jobs or pulled.reason == "pull_spent" or 0 < wait_ms <= waited_ms * 2:
             return 0.0
         return min(max(pulled.defer_ms or 0, PAUSE_MIN_MS), PAUSE_MAX_MS)
 
-    def _start(self, lease: Lease, group: asyncio.TaskGroup) -> None:
+    def _start(self, lease: Lease) -> None:
         for older in self._running.values():
             if older.lease.job_id == lease.job_id:
                 older.end("gone")
         if lease.lease_id not in self._running:
             job = self._running[lease.lease_id] = Running(lease, self._hub, self._runner, self._contact, self._clock)
-            group.create_task(self._work(job))
+            self._group.create_task(self._work(job))
 
     async def _work(self, job: Running) -> None:
         lease = job.lease
@@ -167,7 +178,10 @@ class Worker:
         elif job.ending.done() and job.ending.result() == "gone":
             self._say(f"job {lease.job_id} is no longer this node's; its handler was stopped")
         else:
-            await self._contact.reach("release", self._hub.release(lease.job_id, lease.lease_id))
+            await self._release(lease)
+
+    async def _release(self, lease: Lease) -> None:
+        await self._contact.reach("release", self._hub.release(lease.job_id, lease.lease_id))
 
     def _report(self, lease: Lease, outcome: Outcome) -> Report:
         return Report(
@@ -215,12 +229,12 @@ class Worker:
             self._drained = drained
             self._changed.set()
 
-    async def _wind_down(self, group: asyncio.TaskGroup) -> None:
+    async def _wind_down(self) -> None:
         """Let what runs finish within the grace, release the rest, send what is done."""
         self._say(f"stopping: {len(self._running)} jobs running, {len(self._outbox)} results to send")
-        group.create_task(self._beat())
-        if self._unanswered:
-            group.create_task(self._contact.reach("pull", self._hand_back()))
+        self._group.create_task(self._beat())
+        if self._pulling.unanswered and not self._pulling.in_flight:
+            self._hand_back()
         await self._idle(self._options.grace_seconds * 1000)
         for job in self._running.values():
             job.end("released")
@@ -229,11 +243,8 @@ class Worker:
         if self._outbox:
             self._say(f"{len(self._outbox)} results could not be delivered; their jobs will be given out again")
 
-    async def _hand_back(self) -> None:
-        """Release what the pull that was broken off may have leased: the same pull, but for no kind of new job."""
-        pulled = await self._hub.pull(self._options.node_id, pull_id=self._pull_id, kinds=[self._clock.secret()])
-        for lease in pulled.jobs:
-            await self._hub.release(lease.job_id, lease.lease_id)
+    def _hand_back(self) -> None:
+        self._group.create_task(self._contact.reach("pull", self._pulling.hand_back()))
 
     async def _idle(self, ms: float) -> None:
         """Wait until nothing runs, at most `ms`."""

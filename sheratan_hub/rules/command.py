@@ -7,7 +7,6 @@ at once, lets each decide on the shared view, and saves what they decided as one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,8 +104,7 @@ class Limits(msgspec.Struct, frozen=True):
     restart_grace_ms: int = 15_000
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(msgspec.Struct, frozen=True, gc=False):
     """What is known without asking the store: the time (ms), the limits, the lanes, when this hub started.
 
     `first_order` is above every place in line that was given before.
@@ -114,7 +112,7 @@ class Scene:
 
     now: int
     limits: Limits = Limits()
-    lanes: Lanes = field(default_factory=Lanes)
+    lanes: Lanes = msgspec.field(default_factory=Lanes)
     started_at: int = 0
     first_order: int = 0
 
@@ -139,8 +137,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     meta: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a command decided: the answer, the rows it writes, the events it makes.
 
     `events` go to the ledger in the same transaction, `notes` only to the observers after it. `durable` is
@@ -168,8 +165,7 @@ class Command(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
+class Together(msgspec.Struct, frozen=True, gc=False):
     """Several commands that happen all or none. The first refusal refuses the whole, naming its place."""
 
     commands: tuple[Command, ...]

@@ -6,7 +6,6 @@ Every verb carries the `lease_id`, which is compared in the same transaction, an
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import msgspec
 
@@ -24,8 +23,7 @@ CLOSED_KEPT = 8
 EXTEND_MAX_MS = 86_400_000
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """What a result made of its job. `retry_in_ms` is set when it will be tried again."""
 
     job_id: str
@@ -34,8 +32,7 @@ class Finished:
     retry_in_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """A delivery's result: done (`ok`, with `result`) or failed (with `error`); both are JSON texts.
 
     Without `lease_id` (the fleet's old route) it counts for the job's current lease; then a `node_id`, if
@@ -113,8 +110,7 @@ class Finish:
         return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Extended:
+class Extended(msgspec.Struct, frozen=True, gc=False):
     """The lease as extended: how long it lasts from now (ms), and whether the job should be stopped."""
 
     job_id: str
@@ -122,8 +118,7 @@ class Extended:
     cancel_requested: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Extend:
+class Extend(msgspec.Struct, frozen=True, gc=False):
     """Let the lease end `lease_ms` from now (None: the configured time). The attempt's timeout does not move."""
 
     job_id: str
@@ -149,8 +144,7 @@ class Extend:
         return Decision(Extended(job.id, left, bool(job.cancel_at)), put=(longer.row,))
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True, gc=False):
     """Give the job back at no cost, to its old place in the line.
 
     `sending` is for the hub itself, when an answer could not be written: refused if it was sent again since.
@@ -190,8 +184,7 @@ class Release:
         return Decision(Finished(job.id, back.status), put=(back.row,), events=(event,))
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True, gc=False):
     """The job after a cancel: cancelled, or still running with the request on it."""
 
     job_id: str
@@ -199,8 +192,7 @@ class Cancelled:
     cancel_requested: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(msgspec.Struct, frozen=True, gc=False):
     """Cancel a waiting job at once; ask a running one to stop, and fence it after the grace."""
 
     job_id: str

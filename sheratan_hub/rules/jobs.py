@@ -126,6 +126,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def ends_unclaimed_at(self) -> int:
         """When it fails if nobody has taken it: its own deadline, or the time one may wait in the line; 0: never."""
+        if not self.expires_at and not self.ttl_ms:
+            return 0
         ends = [at for at in (self.expires_at, self.ttl_ms and self.pending_since + self.ttl_ms) if at]
         return min(ends, default=0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class Offer(NamedTuple):
     kinds: frozenset[str]
 
 
+@lru_cache(4096)
 def lane_name(level: int, kind: str, source: str, needs: tuple[str, ...]) -> str:
     """The lane of such a job."""
     return orjson.dumps((level, kind, source, needs)).decode()

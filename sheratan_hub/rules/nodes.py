@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -71,16 +70,14 @@ def _dead_at(node: Node, now: int, limits: Limits, started_at: int) -> int:
     return max(min(node.last_seen, now) + limits.node_dead_ms, started_at + grace)
 
 
-@dataclass(frozen=True, slots=True)
-class Beaten:
+class Beaten(msgspec.Struct, frozen=True, gc=False):
     """The node as recorded, and the ids of its running jobs that it should stop."""
 
     node: Node
     cancel: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(msgspec.Struct, frozen=True, gc=False):
     """A heartbeat. A field that is None was not sent and keeps its last value; health and status have defaults."""
 
     node_id: str
@@ -156,8 +153,7 @@ def _still_to_cancel(view: View, job_ids: tuple[str, ...], node_id: str) -> tupl
     return tuple(job.id for job in jobs if job.status == "running" and job.cancel_at and job.node_id == node_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True, gc=False):
     """Forget a node that is DEAD."""
 
     node_id: str
@@ -180,8 +176,7 @@ class Forget:
         return Decision(None, gone=tuple(gone), events=(Event(view.now, "node.forgotten", self.node_id),))
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
+class Swept(msgspec.Struct, frozen=True, gc=False):
     """What a sweep did: how many rows it changed, when the next is due (ms, None: unknown), which nodes died."""
 
     changed: int
@@ -189,8 +184,7 @@ class Swept:
     dead: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SweepNodes:
+class SweepNodes(msgspec.Struct, frozen=True, gc=False):
     """Write down the state of nodes that may have fallen silent. A node's `due_at` moves only here."""
 
     limit: int = 500
@@ -220,8 +214,7 @@ class SweepNodes:
         return Decision(Swept(len(put), next_at, tuple(dead)), put=tuple(put), events=tuple(events))
 
 
-@dataclass(frozen=True, slots=True)
-class ClampNodes:
+class ClampNodes(msgspec.Struct, frozen=True, gc=False):
     """After a start: no node was heard of in the future, even if the wall clock went back."""
 
     node_ids: tuple[str, ...]

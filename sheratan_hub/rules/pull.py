@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 
@@ -36,8 +35,7 @@ class Pulls(msgspec.Struct, frozen=True, array_like=True):
         return Pulls((*others, (pull_id, leases))[-REMEMBERED:])
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(msgspec.Struct, frozen=True, gc=False):
     """The jobs leased, or why there are none. `params` holds, by job id, those kept in rows of their own."""
 
     jobs: tuple[Job, ...] = ()
@@ -45,8 +43,7 @@ class Pulled:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
+class Pull(msgspec.Struct, frozen=True, gc=False):
     """Lease up to `limit` jobs to a node. `secret` is unguessable and makes the lease ids.
 
     `capabilities` None means: those of the node's last heartbeat. `kinds` empty means any.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -22,16 +21,14 @@ class KeyDoc(msgspec.Struct, frozen=True, array_like=True):
     payload_sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(msgspec.Struct, frozen=True, gc=False):
     """The job that a submit made, or that its key already named (`dedup`)."""
 
     job: Job
     dedup: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True, gc=False):
     """Make a job, or find the one that the idempotency key already names.
 
     `params` is a JSON text; `payload_sha256` is needed with a `key`. A delay or expiry counts from now, in ms.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,8 +18,7 @@ LOOK_AHEAD_MS = 1000
 """A sweep also loads what is due this soon, so that it knows when the next one must run."""
 
 
-@dataclass(frozen=True, slots=True)
-class SweepJobs:
+class SweepJobs(msgspec.Struct, frozen=True, gc=False):
     """Act on the jobs of one agenda that are due: `"lease"`, `"wait"` or `"expire"`. `jitter` is from 0 up to 1."""
 
     agenda: str
@@ -50,8 +48,7 @@ class SweepJobs:
         return Decision(Swept(len(put), view.now if full else next_at), put=tuple(put), events=tuple(events))
 
 
-@dataclass(frozen=True, slots=True)
-class ReapNode:
+class ReapNode(msgspec.Struct, frozen=True, gc=False):
     """The leases of a dead node end now, as losses. `job_ids` are those that were seen to be its own."""
 
     node_id: str
@@ -77,8 +74,7 @@ class ReapNode:
         return Decision(len(put), put=tuple(put), events=tuple(events))
 
 
-@dataclass(frozen=True, slots=True)
-class ClampLeases:
+class ClampLeases(msgspec.Struct, frozen=True, gc=False):
     """After a start: no lease lasts longer than its full time from now, even if the wall clock went back."""
 
     job_ids: tuple[str, ...]

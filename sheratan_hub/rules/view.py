@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import count, islice
 
 import msgspec
@@ -121,8 +122,9 @@ class View:
     def apply(self, decision: Decision) -> None:
         """Make a decision part of what later commands of the batch see."""
         for row in decision.new:
-            self._write(row.key, row)
-            self._fresh.add(row.key)
+            key = row.key
+            self._write(key, row)
+            self._fresh.add(key)
         for row in decision.put:
             self._write(row.key, row)
         for key in decision.gone:
@@ -174,12 +176,17 @@ class View:
         return copy
 
 
+@lru_cache(32)
+def _of_status(status: str | None) -> tuple[str]:
+    return (f"job:{status}",)
+
+
 def facets(row: Row | None) -> tuple[str, ...]:
     """What a row counts for: jobs by status, nodes by state and attestation, idempotency keys in all."""
     if row is None:
         return ()
     if row.kind == "job":
-        return (f"job:{row.labels[0]}",)
+        return _of_status(row.labels[0])
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
     return ("key",) if row.kind == "key" else ()

@@ -38,10 +38,15 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
         raise _too_large(limit)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if request.content.is_eof():
+        body = await request.content.readany()
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(None if request.content.is_eof() else BODY_SECONDS):
+        async with asyncio.timeout(BODY_SECONDS):
             while chunk := await request.content.readany():
                 size += len(chunk)
                 if size > limit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -13,19 +12,13 @@ from sheratan_hub.config import Settings
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
 from sheratan_hub.rules.jobs import TRANSITIONS, job_of
-from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
-from sheratan_hub.web.forms import (
-    BatchForm,
-    FleetPullForm,
-    JobForm,
-    PullForm,
-)
+from sheratan_hub.web.forms import BatchForm, JobForm
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
-from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, pulled, reply, submitted
+from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, reply, submitted
 from sheratan_hub.web.results import finished
 
 STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"quarantined", "throttled"})
@@ -121,61 +114,6 @@ def _batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
         raise outcome
     request_id = command.job_id if isinstance(command, Submit) else ""
     return submitted(outcome, request_id, call.settings.idempotency.max_cached_bytes)
-
-
-async def pull(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/pull: lease jobs, waiting for some if asked."""
-    return await _pull(call, call.form, int(call.form.wait_seconds * 1000))
-
-
-async def fleet_pull(call: Call) -> web.StreamResponse:
-    """/mesh/pull_requests: the same without waiting; the node stands in the path, the body or the query."""
-    form: FleetPullForm = call.form or FleetPullForm()
-    query = call.request.query
-    node_id = call.params.get("node_id") or form.node_id or query.get("node_id") or query.get("host_id") or ""
-    if not node_id or len(node_id) > 200:
-        raise Refused(Code.INVALID_FIELD, "node_id must have 1 to 200 characters - at `$.node_id`")
-    most = int(number(call.request, "max", form.max, 1, 100))
-    return await _pull(call, msgspec.structs.replace(form, node_id=node_id, max=most), 0)
-
-
-async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
-    command = Pull(
-        form.node_id,
-        call.services.clock.secret(),
-        form.max,
-        form.pull_id,
-        None if form.capabilities is None else frozenset(form.capabilities),
-        frozenset(form.kinds or ()),
-    )
-    done = await call.hub.pull(command, wait_ms, call.from_node(form.node_id))
-    if call.hub.waiting.closed and not done.jobs:
-        done = Pulled(reason="draining")
-    return await _deliver(call, done)
-
-
-async def _deliver(call: Call, done: Pulled) -> web.StreamResponse:
-    """Write the answer here, so that leases whose answer could not be written go back at no cost."""
-    response = reply(pulled(done, defer_ms(call, done.reason), call.services.clock.now()))
-    if not done.jobs:
-        return response
-    try:
-        transport = call.request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
-        await response.prepare(call.request)
-        await response.write_eof()
-    except (ConnectionError, asyncio.CancelledError):
-        call.hub.give_back(done)
-        raise
-    return response
-
-
-def defer_ms(call: Call, reason: str | None) -> int:
-    """How long a node without work does well to wait, jittered by a quarter so that a fleet does not march."""
-    known = {"no_job": 1000, "inflight_limit": 500, "draining": 2000}
-    base = known.get(reason or "no_job", 5000)
-    return int(base * (0.75 + call.services.clock.jitter() / 2))
 
 
 async def extend(call: Call) -> web.StreamResponse:

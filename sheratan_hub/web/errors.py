@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from aiohttp import web
 
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.answer import PROBLEM, Answer
 
 STATUS: dict[Code, int] = {
     Code.BAD_JSON: 400,
@@ -43,16 +43,13 @@ STATUS: dict[Code, int] = {
 }
 """`queue_full` alone may be configured to be 503; see `status_of`."""
 
-JSON = {"Content-Type": "application/json", "Server": "sheratan-hub"}
-PROBLEM = {"Content-Type": "application/problem+json", "Server": "sheratan-hub"}
-
 
 def status_of(code: Code, backpressure: int = 429) -> int:
     """The HTTP status of a code; `backpressure` is the configured one for `queue_full`."""
     return backpressure if code is Code.QUEUE_FULL else STATUS[code]
 
 
-def problem(no: Refused, backpressure: int = 429, **more: Any) -> web.Response:
+def problem(no: Refused, backpressure: int = 429, **more: Any) -> Answer:
     """The answer to a refused request."""
     status = status_of(no.code, backpressure)
     body = {
@@ -64,10 +61,10 @@ def problem(no: Refused, backpressure: int = 429, **more: Any) -> web.Response:
         "ok": False,
         **more,
     }
-    headers = dict(PROBLEM)
+    headers = {}
     if no.retry_after_ms or status in (429, 503):
         headers["Retry-After"] = str(max(1, -(-no.retry_after_ms // 1000)))
-    return web.Response(status=status, body=orjson.dumps(body), headers=headers)
+    return Answer(status, orjson.dumps(body), PROBLEM, headers)
 
 
 def entry(no: Refused, backpressure: int = 429) -> dict[str, Any]:

@@ -114,8 +114,12 @@ class IntegrityForm(Form, frozen=True, forbid_unknown_fields=False):
     sig: str | None = None
 
 
-class ResultForm(Form, frozen=True):
-    """A delivery's result."""
+class NextForm(PullForm, frozen=True, forbid_unknown_fields=False):
+    """The same in a result on the fleet's route."""
+
+
+class ReportForm(Form, frozen=True):
+    """What became of a delivery."""
 
     ok: bool
     lease_id: Name | None = None
@@ -127,20 +131,29 @@ class ResultForm(Form, frozen=True):
     integrity: IntegrityForm | None = None
 
 
-class NamedResultForm(ResultForm, frozen=True, kw_only=True):
-    """A result that names its job."""
+class ResultForm(ReportForm, frozen=True):
+    """A delivery's result, and a pull for the next ones."""
+
+    pull: PullForm | None = None
+
+
+class NamedReportForm(ReportForm, frozen=True, kw_only=True):
+    """One of several results: it names its job."""
 
     job_id: Name
 
 
-class FleetResultForm(NamedResultForm, frozen=True, forbid_unknown_fields=False, kw_only=True):
-    """The same on the fleet's route: unknown fields are ignored."""
+class FleetResultForm(NamedReportForm, frozen=True, forbid_unknown_fields=False, kw_only=True):
+    """A result and a pull on the fleet's route: unknown fields are ignored."""
+
+    pull: NextForm | None = None
 
 
 class ResultsForm(Form, frozen=True):
-    """Several results, each with an outcome of its own."""
+    """Several results, each with an outcome of its own, and a pull for the next ones."""
 
     results: list[Raw]
+    pull: PullForm | None = None
 
 
 class ExtendForm(Form, frozen=True):

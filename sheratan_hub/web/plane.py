@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
@@ -23,6 +24,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.errors import problem
@@ -69,8 +71,7 @@ class Services:
     ports: dict[str, int]
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request on its way through: what its handler needs to know."""
 
     request: BaseRequest
@@ -92,7 +93,7 @@ class Call:
 
     def from_node(self, node_id: str | None) -> Origin:
         """The origin, once the node is known."""
-        return replace(self.origin, node_id=node_id)
+        return msgspec.structs.replace(self.origin, node_id=node_id)
 
     def refused(self, no: Refused, node_id: str | None = None) -> None:
         """Tell the observers of a refusal, for metrics and audit."""
@@ -222,17 +223,17 @@ class Plane:
             return route.reader(body, self._services.settings)
         return decode(body, route.form or EmptyForm)
 
-    def _refused(self, call: Call, no: Refused) -> web.Response:
+    def _refused(self, call: Call, no: Refused) -> Answer:
         node_id = getattr(call.form, "node_id", None)
         call.refused(no, node_id if isinstance(node_id, str) else None)
         response = problem(no, self._backpressure)
         if isinstance(no, NotAllowed):
-            response.headers["Allow"] = ", ".join(no.methods)
+            response.more["Allow"] = ", ".join(no.methods)
         if no.code in (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.BAD_REQUEST):
             response.force_close()
         return response
 
-    def _bug(self, request: BaseRequest, template: str) -> web.Response:
+    def _bug(self, request: BaseRequest, template: str) -> Answer:
         request_id = self._services.clock.secret()[:12]
         carried = log.request_id.set(request_id)
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)

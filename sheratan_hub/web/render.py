@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.canonical import Raw
 from sheratan_hub.clock import rfc3339
@@ -15,14 +14,14 @@ from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.rules.submit import Submitted
-from sheratan_hub.web.errors import JSON
+from sheratan_hub.web.answer import Answer
 
 _encode = msgspec.json.Encoder().encode
 
 
-def reply(body: Any, status: int = 200) -> web.Response:
+def reply(body: Any, status: int = 200) -> Answer:
     """A successful answer; `body` is a struct or a dict that carries `ok: true`."""
-    return web.Response(status=status, body=_encode(body), headers=JSON)
+    return Answer(status, _encode(body))
 
 
 class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,15 +81,6 @@ class LeaseAnswer(msgspec.Struct, frozen=True):
     traceparent: str | None
 
 
-class PullAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a pull is told."""
-
-    ok: bool
-    jobs: list[LeaseAnswer]
-    defer_ms: int | msgspec.UnsetType = msgspec.UNSET
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-
-
 def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
     """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
     job = done.job
@@ -132,12 +122,14 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
     )
 
 
-def pulled(done: Pulled, defer_ms: int, now: int) -> PullAnswer:
-    """`defer_ms` is told only when there is nothing to do. A lease that is sent again is told what is left of it."""
+def pulled(done: Pulled, defer_ms: int, now: int, **also: Any) -> dict[str, Any]:
+    """What a pull is told; `also` is what else its request is told.
+
+    `defer_ms` only when there is nothing to do. A lease that is sent again is told what is left of it.
+    """
     params = dict(done.params)
-    if done.jobs:
-        return PullAnswer(True, [_lease(job, params, now) for job in done.jobs])
-    return PullAnswer(True, [], defer_ms, done.reason or "no_job")
+    answer = {"ok": True, **also, "jobs": [_lease(job, params, now) for job in done.jobs]}
+    return answer if done.jobs else {**answer, "defer_ms": defer_ms, "reason": done.reason or "no_job"}
 
 
 def _lease(job: Job, params: Mapping[str, bytes], now: int) -> LeaseAnswer:
@@ -201,6 +193,6 @@ def _claim(claim: Claim | None) -> dict[str, Any] | None:
     }
 
 
-def listed(name: str, rows: Iterable[Any], next_cursor: str | None) -> web.Response:
+def listed(name: str, rows: Iterable[Any], next_cursor: str | None) -> Answer:
     """A page of a list; it may be short or empty and still carry a cursor."""
     return reply({"ok": True, name: list(rows), "next_cursor": next_cursor})

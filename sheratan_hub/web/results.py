@@ -1,33 +1,43 @@
-"""The data plane's handlers of results: one, the fleet's, many; with the proof that each brings."""
+"""The data plane's handlers of results: one, the fleet's, many; with the proof that each brings, and a pull after."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from sheratan_hub.canonical import Raw
+from sheratan_hub.commit import Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.finish import Finish, Finished
 from sheratan_hub.rules.integrity import Proof, check_result
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
-from sheratan_hub.web.forms import IntegrityForm, NamedResultForm, ResultForm
+from sheratan_hub.web.forms import FleetResultForm, IntegrityForm, NamedReportForm, ReportForm, ResultForm
 from sheratan_hub.web.plane import Call
+from sheratan_hub.web.pulls import deliver, pull_after, wait_ms
 from sheratan_hub.web.render import reply
 
 
 async def result(call: Call) -> web.StreamResponse:
     """POST /api/jobs/{id}/result."""
-    command = _finish(call, call.params["id"], call.form)
-    return reply(finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+    return await _one(call, call.params["id"], call.form, wait_ms(call.form.pull) if call.form.pull else 0)
 
 
 async def fleet_result(call: Call) -> web.StreamResponse:
     """POST /mesh/submit_result: the job is named in the body; without a lease_id its current lease counts."""
-    command = _finish(call, call.form.job_id, call.form)
-    return reply(finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
+    return await _one(call, call.form.job_id, call.form, 0)
+
+
+async def _one(call: Call, job_id: str, form: ResultForm | FleetResultForm, wait_ms: int) -> web.StreamResponse:
+    """A refused result is raised, and its pull does not happen."""
+    command = _finish(call, job_id, form)
+    if form.pull is None:
+        return reply(finished(await call.hub.execute(command, call.from_node(form.node_id))))
+    outcomes, done = await pull_after(call, [command], form.pull, wait_ms, "while_fine")
+    return await deliver(call, done, **finished(outcomes[0]))
 
 
 async def results(call: Call) -> web.StreamResponse:
@@ -35,17 +45,25 @@ async def results(call: Call) -> web.StreamResponse:
     refuse_long(len(call.form.results), call.settings.limits.batch_jobs)
     parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
     commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
-    outcomes = iter(await call.hub.execute_many(commands, call.origin) if commands else ())
-    answers = [one if isinstance(one, Refused) else next(outcomes) for one in parsed]
-    told = [_result_answer(call, one, raw) for one, raw in zip(answers, call.form.results, strict=True)]
-    return reply({"ok": True, "results": told})
+    if call.form.pull is None:
+        outcomes = await call.hub.execute_many(commands, call.origin) if commands else []
+        return reply({"ok": True, "results": _told(call, parsed, outcomes)})
+    outcomes, done = await pull_after(call, commands, call.form.pull, wait_ms(call.form.pull))
+    return await deliver(call, done, results=_told(call, parsed, outcomes))
+
+
+def _told(call: Call, parsed: list[Finish | Refused], outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One answer each, in order; `outcomes` are those of the commands among the parsed."""
+    found = iter(outcomes)
+    answers = [one if isinstance(one, Refused) else next(found) for one in parsed]
+    return [_result_answer(call, one, raw) for one, raw in zip(answers, call.form.results, strict=True)]
 
 
 def _result_entry(call: Call, raw: bytes) -> Finish | Refused:
     try:
         if len(raw) > call.settings.limits.body_bytes:
             raise Refused(Code.BODY_TOO_LARGE, f"this entry is larger than {call.settings.limits.body_bytes} bytes")
-        form = decode(raw, NamedResultForm)
+        form = decode(raw, NamedReportForm)
         return _finish(call, form.job_id, form, lease_needed=True)
     except Refused as no:
         return no
@@ -71,7 +89,7 @@ class _Named(msgspec.Struct):
     node_id: str | None = None
 
 
-def _finish(call: Call, job_id: str, form: ResultForm, *, lease_needed: bool = False) -> Finish:
+def _finish(call: Call, job_id: str, form: ReportForm, *, lease_needed: bool = False) -> Finish:
     if form.lease_id is None and (lease_needed or call.params):
         raise Refused(Code.INVALID_FIELD, "Object missing required field `lease_id`")
     text, error = bytes(form.result), bytes(form.error)

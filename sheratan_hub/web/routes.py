@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, results
+from sheratan_hub.web import control, data, ops, pulls, results
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -36,11 +36,11 @@ ROUTES = (
     Route("POST", "/api/jobs", "data", data.submit, form=JobForm, reader=data.read_submit, batch=True),
     Route("GET", "/api/jobs", "data", data.jobs),
     Route("POST", "/mesh/submit_request", "data", data.fleet_submit, form=FleetJobForm),
-    Route("POST", "/api/jobs/pull", "data", data.pull, form=PullForm),
-    Route("GET", "/mesh/pull_requests", "data", data.fleet_pull, acts=True),
-    Route("POST", "/mesh/pull_requests", "data", data.fleet_pull, form=FleetPullForm, body_optional=True),
-    Route("GET", "/mesh/pull_requests/{node_id}", "data", data.fleet_pull, acts=True),
-    Route("POST", "/mesh/pull_requests/{node_id}", "data", data.fleet_pull, form=FleetPullForm, body_optional=True),
+    Route("POST", "/api/jobs/pull", "data", pulls.pull, form=PullForm),
+    Route("GET", "/mesh/pull_requests", "data", pulls.fleet_pull, acts=True),
+    Route("POST", "/mesh/pull_requests", "data", pulls.fleet_pull, form=FleetPullForm, body_optional=True),
+    Route("GET", "/mesh/pull_requests/{node_id}", "data", pulls.fleet_pull, acts=True),
+    Route("POST", "/mesh/pull_requests/{node_id}", "data", pulls.fleet_pull, form=FleetPullForm, body_optional=True),
     Route("POST", "/mesh/submit_result", "data", results.fleet_result, form=FleetResultForm),
     Route("POST", "/api/results", "data", results.results, form=ResultsForm, batch=True),
     Route("GET", "/api/jobs/{id}", "data", data.job),

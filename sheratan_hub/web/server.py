@@ -60,7 +60,9 @@ class Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never became a request; anything else is aiohttp's own matter."""
+        """Answer what never became a request; nobody, when the client has gone; the rest is aiohttp's own matter."""
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         if request.writer.output_size > 0:

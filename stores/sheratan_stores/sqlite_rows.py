@@ -164,13 +164,19 @@ def events_after(db: sqlite3.Connection, after: int, limit: int) -> list[LedgerL
 
 # Writing
 
-INSERT = f"INSERT INTO rows ({FIELDS}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+ONE = f"({', '.join('?' * len(COLUMNS))})"
+INSERTS = [(size, f"INSERT INTO rows ({FIELDS}) VALUES {', '.join([ONE] * size)}") for size in (64, 8, 1)]  # noqa: S608
+"""By how many rows a statement inserts. Each statement lets go of the GIL once, and has to wait for it once."""
 
 
 def insert(db: sqlite3.Connection, rows: list[Row]) -> None:
     """Insert rows that must not exist. Raises `Conflict`."""
+    values = list(map(values_of, rows))
     try:
-        db.executemany(INSERT, map(values_of, rows))
+        for size, statement in INSERTS:
+            while len(values) >= size:
+                db.execute(statement, list(chain.from_iterable(values[:size])))
+                del values[:size]
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
             raise

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
-from sheratan_hub.commit import Committed
+from sheratan_hub.commit import HUB, Committed, Item, Order
 from sheratan_hub.hub import Hub
-from sheratan_hub.rules.command import Code, Decision, Limits, Need, Refused, Scene
-from sheratan_hub.rules.finish import Cancel
+from sheratan_hub.rules.command import Code, Command, Decision, Limits, Need, Refused, Scene
+from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
@@ -76,6 +76,29 @@ class Greedy:
 
     def decide(self, view: View) -> Decision:
         raise Need(Wants(look={Key("job", "x")}))
+
+
+@dataclass(frozen=True)
+class Asks:
+    """Asks for a row once before it is what it is."""
+
+    then: Command
+    row: str = "x"
+
+    def wants(self, scene: Scene) -> Wants:
+        return self.then.wants(scene)
+
+    def decide(self, view: View) -> Decision:
+        view.look("none", self.row)
+        return self.then.decide(view)
+
+
+async def together(hub: Hub, *items: tuple[list[Command], Order]) -> list[list[Any]]:
+    """The outcomes of items that share one batch."""
+    futures = [asyncio.get_running_loop().create_future() for _ in items]
+    for (commands, order), future in zip(items, futures, strict=True):
+        hub.committer.add(Item(commands, HUB, future, order=order))
+    return await asyncio.gather(*futures)
 
 
 async def moody(make_hub: MakeHub, clock: VirtualClock, **options: Any) -> tuple[Hub, Moody]:
@@ -253,3 +276,79 @@ async def test_a_lane_that_was_emptied_by_cancels_leaves_the_directory(make_hub:
     assert len(hub.committer.lanes) == 50
     await hub.execute_many([Cancel(f"j{n}") for n in range(50)])
     assert len(hub.committer.lanes) == 1
+
+
+async def leased(hub: Hub, *job_ids: str) -> str:
+    """Submits these jobs and leases the first; its lease."""
+    await hub.execute_many([Submit(job_id, "k") for job_id in job_ids])
+    pulled = await hub.pull(Pull("n1", "a", capabilities=frozenset()), 0)
+    return pulled.jobs[0].lease_id or ""
+
+
+NEXT = Pull("n1", "b", capabilities=frozenset())
+
+
+async def test_what_comes_after_a_command_that_asks_for_more_waits_if_it_is_to_come_in_turn(make_hub: MakeHub) -> None:
+    for order, reason in (("in_turn", None), ("while_fine", None), ("any", "inflight_limit")):
+        hub = await make_hub(Limits(max_inflight=1))
+        finish = Finish("j0", True, await leased(hub, "j0", "j1"))
+        [[finished, pulled]] = await together(hub, ([Asks(finish), NEXT], order))
+        assert (finished.status, pulled.reason) == ("completed", reason)
+
+
+async def test_in_turn_holds_for_all_of_an_item_and_for_no_other(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    mine: list[Command] = [Submit("a", "k"), Asks(Submit("b", "k")), Submit("c", "k"), Asks(Submit("d", "k"), "y")]
+    await together(hub, (mine, "in_turn"), ([Submit("other", "k")], "any"))
+    pulled = await hub.pull(Pull("n1", "s", 100, capabilities=frozenset()), 0)
+    assert [job.id for job in pulled.jobs] == ["a", "other", "b", "c", "d"]
+
+
+async def test_any_number_of_commands_in_turn_may_ask_for_more(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    commands: list[Command] = [Asks(Submit(f"j{n:03}", "k"), str(n)) for n in range(300)]
+    [outcomes] = await together(hub, (commands, "in_turn"))
+    assert [one.job.id for one in outcomes] == [f"j{n:03}" for n in range(300)]
+
+
+@pytest.mark.parametrize("wrap", [Asks, lambda command: command])
+async def test_after_a_refusal_nothing_happens_that_was_to_happen_only_while_all_is_fine(
+    make_hub: MakeHub, wrap: Callable[[Command], Command]
+) -> None:
+    hub = await make_hub()
+    await leased(hub, "j0", "j1")
+    wrong = wrap(Finish("j0", True, "wrong"))
+    [[refused, not_pulled, nor_this]] = await together(hub, ([wrong, NEXT, Submit("j2", "k")], "while_fine"))
+    assert refused.code is Code.LEASE_SUPERSEDED
+    assert not_pulled is nor_this is refused
+    assert await hub.counts() == {"job:running": 1, "job:pending": 1}
+    [[refused, pulled]] = await together(hub, ([wrong, NEXT], "in_turn"))
+    assert (refused.code, pulled.jobs[0].id) == (Code.LEASE_SUPERSEDED, "j1")
+
+
+async def test_a_bug_before_a_pull_costs_no_job_a_lease(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute(Submit("j", "k"))
+    with pytest.raises(KeyError):
+        await hub.pull_after([Broken()], NEXT, 0, HUB)
+    await settle()
+    job = await hub.job("j")
+    assert (job.status, job.losses) == ("pending", 0)
+
+
+async def test_a_result_whose_sender_left_is_kept_and_what_was_leased_with_it_goes_back(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    hub, store = await moody(make_hub, clock)
+    finish = Finish("j0", True, await leased(hub, "j0", "j1"))
+    store.gate.clear()
+    leaving = asyncio.create_task(hub.pull_after([finish], NEXT, 0, HUB, "while_fine"))
+    await settle()
+    leaving.cancel()
+    await settle()
+    store.gate.set()
+    await settle()
+    assert leaving.cancelled()
+    assert (await hub.job("j0")).status == "completed"
+    job = await hub.job("j1")
+    assert (job.status, job.attempt, job.losses) == ("pending", 1, 0)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.commit import HUB
 from sheratan_hub.hub import Hub
-from sheratan_hub.rules.command import Limits
+from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.nodes import Beat
@@ -248,3 +249,32 @@ async def test_jobs_of_one_moment_are_served_in_the_order_of_their_submission(ma
         await hub.execute_many([Submit(f"job-{kind}", kind) for kind in batch])
     order = [(await pull(hub, "n1", wait_ms=0)).jobs[0].kind for _ in range(6)]
     assert "".join(order) == "zyxwvu"
+
+
+async def test_a_result_is_committed_first_and_once_and_then_its_pull_waits(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    commands: list[int] = []
+    hub.observe(lambda committed: commands.append(committed.commands))
+    await submit(hub, "j0")
+    (held,) = (await pull(hub, "n1")).jobs
+    finish = Finish("j0", True, held.lease_id)
+    waiting = asyncio.create_task(
+        hub.pull_after([finish], Pull("n1", "s", capabilities=frozenset()), 30_000, HUB, "while_fine")
+    )
+    await settle()
+    assert (await hub.job("j0")).status == "completed"
+    assert (waiting.done(), len(hub.waiting)) == (False, 1)
+    await submit(hub, "j1")
+    await settle()
+    (finished,), pulled = waiting.result()
+    assert (finished.status, [job.id for job in pulled.jobs], len(hub.waiting)) == ("completed", ["j1"], 0)
+    assert commands == [1, 1, 2, 1, 1], "a submit and a look, the result and a look, a submit and a look"
+
+
+async def test_a_refused_result_does_not_wait(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await submit(hub, "j")
+    command = Pull("n1", "s", capabilities=frozenset())
+    with pytest.raises(Refused):
+        await hub.pull_after([Finish("j", True, "wrong")], command, 30_000, HUB, "while_fine")
+    assert (len(hub.waiting), await hub.counts()) == (0, {"job:pending": 1})

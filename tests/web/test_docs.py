@@ -23,8 +23,10 @@ from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules import jobs, pull
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
+from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.nodes import Node
-from sheratan_hub.web import forms, render
+from sheratan_hub.rules.pull import Pulled
+from sheratan_hub.web import forms, render, results
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -156,6 +158,15 @@ def test_the_reference_lists_every_field_of_a_body_with_its_default(heading: str
     for name, _, default, *_ in table(heading):
         field = fields[name.strip("`")]
         assert default == ("needed" if field.required else f"`{json_of(field.default)}`"), name
+
+
+def test_the_example_of_a_pull_with_a_result_is_a_result_with_a_pull():
+    asked, answered = fenced(section("A pull with a result"), "json")
+    form = msgspec.json.decode(asked, type=forms.ResultForm)
+    assert form.pull is not None
+    told = json.loads(answered)
+    finished = results.finished(Finished(told["job_id"], "completed"))
+    assert told == render.pulled(Pulled(reason=told["reason"]), told["defer_ms"], 0, **finished)
 
 
 def json_of(value: Any) -> str:

@@ -16,9 +16,10 @@ import pytest
 from sheratan_hub.answers import Accepted, Beat, Extended, Lease, Pulled, Refusal, Report
 from sheratan_hub.canonical import Raw
 from sheratan_hub.client import HubClient, HubRefused, HubUnreachable
-from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.clock import SystemClock, VirtualClock, settle
 from sheratan_hub.handlers import Attempt, Handler
 from sheratan_hub.worker import Fail, Options, Worker
+from tests.conftest import TOKEN, MakeSite, Site
 
 FORBIDDEN = HubRefused(403, "invalid_token", "the token is not valid")
 GONE = HubUnreachable("no answer")
@@ -40,6 +41,8 @@ class ScriptedHub:
         self.gate.set()
         self.came = asyncio.Event()
         self.calls: list[tuple[str, Any]] = []
+        self.carried: list[dict[str, Any]] = []
+        self.pulls_out = 0
 
     def of(self, name: str) -> list[Any]:
         return [what for called, what in self.calls if called == name]
@@ -55,7 +58,18 @@ class ScriptedHub:
 
     async def pull(self, node_id: str, *, max: int = 1, wait_seconds: float = 0, **more: Any) -> Pulled:
         self._called("pull", {"max": max, "wait_seconds": wait_seconds, **more})
-        if not self.waiting and wait_seconds:
+        return await self._pull(max, wait_seconds, **more)
+
+    async def _pull(self, max: int, wait_seconds: float, **more: Any) -> Pulled:
+        assert self.pulls_out == 0, "two pulls at a time could get more than there is room for"
+        self.pulls_out += 1
+        try:
+            return await self._find(max, wait_seconds, **more)
+        finally:
+            self.pulls_out -= 1
+
+    async def _find(self, max: int, wait_seconds: float, **more: Any) -> Pulled:
+        if not (self.waiting or self.lost) and wait_seconds:
             self.came.clear()
             await self.clock.wait(self.came.wait(), wait_seconds * 1000)
         fit = [lease for lease in self.waiting if lease.kind in more["kinds"]][:max] + self.lost
@@ -76,6 +90,17 @@ class ScriptedHub:
 
     async def results(self, reports: list[Report]) -> list[Accepted | Refusal]:
         self._called("results", reports)
+        return await self._results(reports)
+
+    async def results_and_pull(
+        self, reports: list[Report], node_id: str, *, max: int = 1, **more: Any
+    ) -> tuple[list[Accepted | Refusal], Pulled]:
+        self.carried.append({"max": max, **more})
+        self._called("results", reports)
+        outcomes = await self._results(reports)
+        return outcomes, await self._pull(max, 0, **more)
+
+    async def _results(self, reports: list[Report]) -> list[Accepted | Refusal]:
         await self.gate.wait()
         return [self.refuse.pop(one.job_id, None) or Accepted(job_id=one.job_id) for one in reports]
 
@@ -164,7 +189,7 @@ async def test_it_never_holds_more_leases_than_it_can_run(clock: VirtualClock, m
     shift.gated.open("j0", "j2")
     await clock.advance(0)
     assert shift.gated.started == ["j0", "j1", "j2", "j3", "j4"]
-    assert sum(pull["max"] for pull in shift.hub.of("pull")[1:]) == 2
+    assert sum(pull["max"] for pull in shift.hub.carried) == 2
     shift.gated.open(*(f"j{n}" for n in range(8)))
     await clock.advance(0)
     assert sorted(shift.hub.reported()) == [f"j{n}" for n in range(8)]
@@ -486,3 +511,183 @@ async def test_a_handler_decides_about_retry(clock: VirtualClock, make_shift: Ma
     report = shift.hub.reported()["j"]
     assert (report.ok, report.retry) == (False, False)
     assert orjson.loads(bytes(report.error))["message"] == "never again"
+
+
+# results that bring the next jobs
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_busy_worker_makes_one_request_a_job_at_most(
+    clock: VirtualClock, make_shift: MakeShift, concurrency: int
+) -> None:
+    shift = make_shift(concurrency=concurrency)
+    names = [f"j{n}" for n in range(40)]
+    shift.gated.open(*names)
+    shift.hub.give(*map(lease, names))
+    await shift.begin()
+    for _ in names:
+        await clock.advance(0)
+    assert sorted(shift.hub.reported()) == sorted(names)
+    asked = [name for name, _ in shift.hub.calls if name != "heartbeat"]
+    assert asked[0] == asked[-1] == "pull", "one to begin with, and the long poll that waits for more"
+    assert set(asked[1:-1]) == {"results"}
+    assert len(asked) <= 40 + 2
+
+
+async def test_results_pull_for_all_the_room_there_is_and_do_not_wait(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift(concurrency=5, capabilities=("gpu",), wait_seconds=20)
+    shift.hub.give(*map(lease, "abcde"))
+    await shift.begin()
+    shift.gated.open("a", "b")
+    await clock.advance(0)
+    (pull,) = shift.hub.carried
+    assert (pull["max"], pull["kinds"], pull["capabilities"]) == (2, ["final", "gated"], ("gpu",))
+    assert pull.get("wait_seconds", 0) == 0
+    assert pull["pull_id"] not in [one["pull_id"] for one in shift.hub.of("pull")]
+
+
+async def test_while_results_that_pull_are_out_nobody_else_pulls(clock: VirtualClock, make_shift: MakeShift) -> None:
+    shift = make_shift(concurrency=3)
+    shift.hub.give(*map(lease, "abc"))
+    await shift.begin()
+    shift.hub.gate.clear()
+    shift.gated.open("a")
+    await clock.advance(0)
+    shift.gated.open("b")
+    await clock.advance(60_000)
+    assert [len(shift.hub.of("pull")), [pull["max"] for pull in shift.hub.carried]] == [1, [1]]
+    shift.hub.give(lease("d"), lease("e"), lease("f"))
+    shift.hub.gate.set()
+    await clock.advance(0)
+    assert [pull["max"] for pull in shift.hub.carried] == [1, 1]
+    assert shift.gated.started == ["a", "b", "c", "d", "e"]
+
+
+async def test_while_a_long_poll_waits_results_pull_nothing(clock: VirtualClock, make_shift: MakeShift) -> None:
+    shift = make_shift(concurrency=2)
+    shift.hub.give(lease("a"))
+    await shift.begin()
+    assert [pull["max"] for pull in shift.hub.of("pull")] == [2, 1]
+    shift.gated.open("a")
+    await clock.advance(0)
+    assert (list(shift.hub.reported()), shift.hub.carried) == (["a"], [])
+
+
+async def test_the_leases_of_a_lost_answer_to_results_come_with_the_next_pull(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift(concurrency=1)
+    shift.hub.give(lease("a"))
+    await shift.begin()
+    shift.hub.trouble = dict.fromkeys(("results", "pull"), GONE)
+    shift.gated.open("a")
+    await clock.advance(20_000)
+    ids = {pull["pull_id"] for pull in (*shift.hub.carried, *shift.hub.of("pull")[1:])}
+    assert (len(ids), len(shift.hub.carried) > 1, len(shift.hub.of("pull")) > 2) == (1, True, True)
+    shift.hub.trouble, shift.hub.lost = {}, [lease("b")]
+    await clock.advance(5_000)
+    assert shift.gated.started == ["a", "b"]
+    shift.gated.open("b")
+    await clock.advance(0)
+    assert shift.hub.carried[-1]["pull_id"] not in ids
+
+
+async def test_results_of_a_drained_node_pull_nothing(clock: VirtualClock, make_shift: MakeShift) -> None:
+    shift = make_shift(concurrency=1)
+    shift.hub.give(lease("a"), lease("b"))
+    await shift.begin()
+    shift.hub.answer_beat = Beat(node_id="n", heartbeat_after_seconds=20, drain=True)
+    await clock.advance(20_000)
+    shift.gated.open("a")
+    await clock.advance(0)
+    assert (list(shift.hub.reported()), shift.hub.carried, shift.gated.started) == (["a"], [], ["a"])
+    shift.hub.answer_beat = Beat(node_id="n", heartbeat_after_seconds=20)
+    await clock.advance(20_000)
+    assert shift.gated.started == ["a", "b"]
+
+
+async def test_results_of_a_stopping_worker_pull_nothing(clock: VirtualClock, make_shift: MakeShift) -> None:
+    shift = make_shift(concurrency=1)
+    shift.hub.give(lease("a"), lease("b"))
+    await shift.begin()
+    shift.worker.stop()
+    shift.gated.open("a")
+    await clock.advance(0)
+    assert (list(shift.hub.reported()), shift.hub.carried, shift.gated.started) == (["a"], [], ["a"])
+    assert shift.over
+
+
+async def test_leases_that_come_with_the_answer_to_results_while_stopping_are_given_back(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift(concurrency=1)
+    shift.hub.give(lease("a"), lease("b"))
+    await shift.begin()
+    shift.hub.gate.clear()
+    shift.gated.open("a")
+    await clock.advance(0)
+    shift.worker.stop()
+    await clock.advance(1_000)
+    shift.hub.gate.set()
+    await clock.advance(0)
+    assert shift.gated.started == ["a"]
+    assert shift.hub.of("release") == [("b", "lease-b")]
+    assert len(shift.hub.of("pull")) == 1, "the pull was answered, so nothing is left to be handed back"
+    assert shift.over
+
+
+async def test_leases_of_results_that_stopping_broke_off_are_handed_back(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift(concurrency=1)
+    shift.hub.give(lease("a"))
+    await shift.begin()
+    shift.hub.gate.clear()
+    shift.gated.open("a")
+    await clock.advance(0)
+    shift.worker.stop()
+    shift.hub.lost, shift.hub.waiting = [lease("b")], [lease("not mine")]
+    await clock.advance(20_000)
+    assert shift.over
+    assert shift.hub.of("pull")[-1]["pull_id"] == shift.hub.carried[0]["pull_id"]
+    assert shift.hub.of("release") == [("b", "lease-b")]
+    assert shift.hub.waiting == [lease("not mine")]
+
+
+async def test_with_a_real_hub_a_worker_makes_about_one_request_a_job(make_site: MakeSite) -> None:
+    site = await make_site("sqlite")
+    clock, done = SystemClock(), asyncio.Event()
+    finished: list[int] = []
+
+    async def count(params: dict[str, int]) -> int:
+        finished.append(params["n"])
+        if len(finished) == 50:
+            done.set()
+        return params["n"]
+
+    async with HubClient(site.url("control", ""), site.url("data", ""), TOKEN) as hub:
+        jobs = await hub.submit_many([{"kind": "count", "params": {"n": n}} for n in range(50)])
+        options = Options(module="none", node_id="n", concurrency=1)
+        worker = Worker(hub, {"count": Handler("count", count, True, False)}, options, clock, lambda line: None)
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(30):
+            await done.wait()
+            last = await hub.job(jobs[-1].job_id, wait_seconds=20)  # type: ignore[union-attr]
+            worker.stop()
+            await running
+    assert (finished, last.status) == (list(range(50)), "completed")
+    assert sum((await requests(site)).values()) <= 50 + 8
+    assert await site.app.store.counts("job:") == {"job:completed": 50}
+
+
+async def requests(site: Site) -> dict[str, float]:
+    """How often a worker's routes were asked."""
+    _, text, _ = await site.ask("data", "GET", "/metrics")
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        for route in ("/api/jobs/pull", "/api/results", "/api/jobs/{id}/result", "/api/jobs/{id}/extend"):
+            if "http_requests_total{" in line and f'route="{route}"' in line:
+                found[route] = found.get(route, 0) + float(line.rpartition(" ")[2])
+    return found

@@ -1,0 +1,88 @@
+"""The data plane's handlers of pulls, and how leases are delivered: to those who have gone, not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sheratan_hub.commit import Order, Outcome
+from sheratan_hub.rules.command import Code, Command, Refused
+from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.web.forms import FleetPullForm, PullForm
+from sheratan_hub.web.plane import Call
+from sheratan_hub.web.query import number
+from sheratan_hub.web.render import pulled, reply
+
+
+async def pull(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/pull: lease jobs, waiting for some if asked."""
+    return await _pull(call, call.form, wait_ms(call.form))
+
+
+async def fleet_pull(call: Call) -> web.StreamResponse:
+    """/mesh/pull_requests: the same without waiting; the node stands in the path, the body or the query."""
+    form: FleetPullForm = call.form or FleetPullForm()
+    query = call.request.query
+    node_id = call.params.get("node_id") or form.node_id or query.get("node_id") or query.get("host_id") or ""
+    if not node_id or len(node_id) > 200:
+        raise Refused(Code.INVALID_FIELD, "node_id must have 1 to 200 characters - at `$.node_id`")
+    most = int(number(call.request, "max", form.max, 1, 100))
+    return await _pull(call, msgspec.structs.replace(form, node_id=node_id, max=most), 0)
+
+
+async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
+    return await deliver(call, (await pull_after(call, (), form, wait_ms))[1])
+
+
+async def pull_after(
+    call: Call, first: Sequence[Command], form: PullForm, wait_ms: int, order: Order = "in_turn"
+) -> tuple[list[Outcome], Pulled]:
+    """The outcomes of `first`, and what the pull got after them. `deliver` must follow."""
+    command = Pull(
+        form.node_id,
+        call.services.clock.secret(),
+        form.max,
+        form.pull_id,
+        None if form.capabilities is None else frozenset(form.capabilities),
+        frozenset(form.kinds or ()),
+    )
+    outcomes, done = await call.hub.pull_after(first, command, wait_ms, call.from_node(form.node_id), order)
+    if call.hub.waiting.closed and not done.jobs:
+        done = Pulled(reason="draining")
+    return outcomes, done
+
+
+async def deliver(call: Call, done: Pulled, **also: Any) -> web.StreamResponse:
+    """Write the answer here, so that leases whose answer could not be written go back at no cost.
+
+    `also` are further members of the answer, which come first.
+    """
+    response = reply(pulled(done, defer_ms(call, done.reason), call.services.clock.now(), **also))
+    if not done.jobs:
+        return response
+    try:
+        transport = call.request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        await response.prepare(call.request)
+        await response.write_eof()
+    except (ConnectionError, asyncio.CancelledError):
+        call.hub.give_back(done)
+        raise
+    return response
+
+
+def wait_ms(form: PullForm) -> int:
+    """How long the pull may wait."""
+    return int(form.wait_seconds * 1000)
+
+
+def defer_ms(call: Call, reason: str | None) -> int:
+    """How long a node without work does well to wait, jittered by a quarter so that a fleet does not march."""
+    known = {"no_job": 1000, "inflight_limit": 500, "draining": 2000}
+    base = known.get(reason or "no_job", 5000)
+    return int(base * (0.75 + call.services.clock.jitter() / 2))
