@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format smoke lock clean
+.PHONY: help setup demo run test check format smoke bench lock clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -38,6 +38,9 @@ format: setup ## let ruff format and mend what it can
 smoke: setup ## the operators' checklist on a hub of its own for each store, or on HUB_CONTROL_URL and HUB_DATA_URL
 	@if [ -n "$$HUB_CONTROL_URL$$HUB_DATA_URL$$SHERATAN_STORE_URL" ]; then exec $(BIN)/sheratan-hub smoke; fi; \
 	for store in sqlite file; do SHERATAN_STORE_URL=$$store:// $(BIN)/sheratan-hub smoke || exit 1; done
+
+bench: setup ## every store's speed against an empty handler, 10 minutes; BENCH="--quick" or other options
+	@$(BIN)/python -m tools.bench $(BENCH)
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh

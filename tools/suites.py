@@ -19,7 +19,7 @@ from time import monotonic as now
 BUDGETS = {"rules": 15, "stores": 60, "hub": 15, "web": 120, "world": 20, "e2e": 160}
 """Seconds a suite may take on two cores: what it takes on a machine that is busy with other things, and some more."""
 
-TOOLS = ("curl", "strace")
+TOOLS = ("curl", "gcc", "strace", "wrk")
 
 NO_TESTS = 5
 COUNTS = re.compile(r"(\d+) (passed|failed|errors?)")
