@@ -14,9 +14,9 @@ from pathlib import Path
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.commit import HUB
 from sheratan_hub.config import Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import HUB
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from sheratan_hub.clock import Clock, rfc3339
-from sheratan_hub.commit import HUB, Committed, Origin
+from sheratan_hub.items import HUB, Committed, Origin
 from sheratan_hub.rules.command import Code, Event
 
 FOLD_MS = 1000

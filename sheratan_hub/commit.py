@@ -2,8 +2,6 @@
 
 While a batch is in flight the next one gathers, so batches grow with load and no timer lingers. Replies go out
 after the commit. One bad command never fails its neighbours.
-
-Longer than 300 lines because a command's way from the queue to its reply is told in one place.
 """
 
 from __future__ import annotations
@@ -11,94 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
 
-import msgspec
-
-from sheratan_hub.rules.command import Code, Command, Decision, Event, Limits, Need, Refused, Scene, Together
+from sheratan_hub.deciding import decide
+from sheratan_hub.items import Committed, Happened, Item, resolve
+from sheratan_hub.memo import Memo
+from sheratan_hub.rules.command import Code, Limits, Refused, Scene
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.view import View
-from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx, Wants, merge
+from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx
 
 log = logging.getLogger("sheratan.commit")
 
 CONFLICT_TRIES = 3
 """How often a whole batch is decided again after a conflict, before its parts go one by one."""
 
-ROUNDS = 256
-"""How often a command may ask for more before it counts as broken."""
-
-
-class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where a request came from, for the audit log. `route` is the table's path, `path` the client's."""
-
-    plane: str = "hub"
-    remote_addr: str | None = None
-    path: str | None = None
-    node_id: str | None = None
-    route: str | None = None
-
-
-HUB = Origin()
-
-Outcome = Any
-"""A command's answer, or the exception (`Refused`, or a bug's) that it ended with."""
-
-Order = Literal["any", "in_turn", "while_fine"]
-"""While a command of an item waits for more rows, the others go on (`any`), or those after it wait for it (`in_turn`).
-`while_fine`: in turn, and once one has failed those after it fail with the same error."""
-
-
-class Item(msgspec.Struct, eq=False):
-    """Commands that were handed in together, and who waits for their outcomes (None: nobody).
-
-    `urgent` ones, the hub's own upkeep, are never refused for want of room.
-    """
-
-    commands: Sequence[Command]
-    origin: Origin
-    future: asyncio.Future[list[Outcome]] | None
-    urgent: bool = False
-    order: Order = "any"
-    outcomes: list[Outcome] = msgspec.field(default_factory=list)
-    notes: list[Event] = msgspec.field(default_factory=list)
-    begun: bool = False
-    size: int = 0
-    """How many decisions it takes."""
-
-    def __post_init__(self) -> None:
-        self.size = len(self.commands)
-        for command in self.commands:
-            if isinstance(command, Together):
-                self.size += len(command) - 1
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody still waits; what nobody waits for is not begun."""
-        return self.future is None or not self.future.done()
-
-
-class Happened(msgspec.Struct, frozen=True, gc=False):
-    """What observers are told after a commit: the events and notes of one item, and where it came from."""
-
-    events: Sequence[Event]
-    origin: Origin
-
-
-class Committed(msgspec.Struct, frozen=True, gc=False):
-    """A batch that is on disk: what happened, and the rows that were written."""
-
-    happened: Sequence[Happened]
-    changes: Changes
-    commands: int
-
 
 class Committer:
     """Takes commands, decides them in batches, saves, answers. Owns the directory of lanes.
 
-    `after` is called with each `Committed` before its replies go out. `failing` tells whether the store refused
-    the last batch.
+    `after` is called with each `Committed` before its replies go out. `guests` is asked, with the lanes in which a
+    batch makes claimable jobs and how many, for pulls to be decided in the same transaction; if that fails, their
+    futures are cancelled. `failing` tells whether the store refused the last batch.
     """
 
     def __init__(
@@ -116,6 +48,8 @@ class Committer:
         self._waiting = 0
         self._wake = asyncio.Event()
         self._closing = False
+        self._memo = Memo(shared=store.shared)
+        self.guests: Callable[[Mapping[str, int]], list[Item]] = lambda _: []
         self.lanes = Lanes()
         self.started_at = 0
         self._first_order = 0
@@ -178,7 +112,7 @@ class Committer:
             break
         else:
             if len(batch) == 1:
-                _resolve(batch, Refused(Code.BUSY, "others keep changing the same rows; try again", retry_after_ms=500))
+                resolve(batch, Refused(Code.BUSY, "others keep changing the same rows; try again", retry_after_ms=500))
                 return
         for item in batch:
             await self._commit_until_done([item])
@@ -188,57 +122,69 @@ class Committer:
 
         Broad `except`, one of the four: no bug may end the hub.
         """
+        guests: list[Item] = []
         try:
-            committed, view = await self._transact(batch)
-        except Conflict:
-            raise
-        except StoreDown as down:
-            self.failing = True
-            after_ms = 5000 if isinstance(down, StoreFull) else 2000
-            _resolve(batch, Refused(Code.UNAVAILABLE, f"the store cannot write: {down}", retry_after_ms=after_ms))
-            return True
-        except Exception as bug:
-            log.exception("a batch of %d items failed", len(batch))
-            if len(batch) > 1:
-                return False
-            _resolve(batch, bug)
-            return True
+            committed, view = await self._transact(batch, guests)
+        except Exception as error:
+            self._memo.forget()
+            for guest in guests:
+                if guest.future is not None:
+                    guest.future.cancel()
+            return self._failed(batch, error)
         self.failing = False
         try:
             await self._learn(view, committed.changes)
             self._after(committed)
         except Exception:
             log.exception("what follows a commit failed")
-        for item in batch:
-            if item.future is not None and not item.future.done():
-                item.future.set_result(item.outcomes)
+        resolve((*batch, *guests))
         return True
 
-    async def _transact(self, batch: list[Item]) -> tuple[Committed, View]:
+    def _failed(self, batch: list[Item], error: Exception) -> bool:
+        if isinstance(error, Conflict):
+            raise error
+        if isinstance(error, StoreDown):
+            self.failing = True
+            after_ms = 5000 if isinstance(error, StoreFull) else 2000
+            resolve(batch, Refused(Code.UNAVAILABLE, f"the store cannot write: {error}", retry_after_ms=after_ms))
+            return True
+        log.error("a batch of %d items failed", len(batch), exc_info=error)
+        if len(batch) == 1:
+            resolve(batch, error)
+        return len(batch) == 1
+
+    async def _transact(self, batch: list[Item], guests: list[Item]) -> tuple[Committed, View]:
+        """Decide the batch and whoever waits for what it makes, and save; `guests` are filled in."""
         scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order)
         view = View(scene)
-        durable = False
         async with self._store.begin() as tx:
-            todo = _opened(batch, scene)
-            await _load(tx, view, merge((wants for _, _, _, wants in todo), self._limits.max_inflight))
-            left = [(item, place, command) for item, place, command, _ in todo]
-            for _ in range(ROUNDS):
-                left, needs, synced = _decide_all(view, left)
-                durable = durable or synced
-                if not left:
-                    break
-                await _load(tx, view, merge(needs, self._limits.max_inflight))
-            for item, place, command in left:
-                item.outcomes[place] = RuntimeError(f"{type(command).__name__} asks for more and more")
+            durable = await decide(batch, tx, view, self._memo)
+            durable = await self._serve(guests, tx, view) or durable
             changes = view.changes()
             if changes:
                 await tx.save(changes, durable=durable)
-        happened = [Happened(item.notes, item.origin) for item in batch if item.notes]
-        return Committed(happened, changes, len(todo)), view
+        items = (*batch, *guests)
+        happened = [Happened(item.notes, item.origin) for item in items if item.notes]
+        return Committed(happened, changes, sum(len(item.commands) for item in items)), view
+
+    async def _serve(self, guests: list[Item], tx: Tx, view: View) -> bool:
+        """Let waiting pulls have jobs in the transaction that makes them; whether the changes must be synced."""
+        lanes = view.joined()
+        if not lanes:
+            return False
+        guests += self.guests({lane: len(orders) for lane, orders in lanes.items()})
+        if not guests:
+            return False
+        for lane, orders in lanes.items():
+            if lane not in self.lanes:
+                view.add_empty(lane)
+            self.lanes.joined_by(lane, min(orders))
+        return await decide(guests, tx, view, self._memo)
 
     async def _learn(self, view: View, changes: Changes) -> None:
         """Keep the directory of lanes in step with what was committed."""
         self._first_order = view.next_order()
+        self._memo.learn(view, changes)
         for lane, head in view.heads().items():
             self.lanes.set(lane, head)
         for lane in view.left:
@@ -246,78 +192,3 @@ class Committer:
         for row in (*changes.new, *changes.put):
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)
-
-
-Todo = tuple[Item, int, Command]
-
-
-def _opened(batch: list[Item], scene: Scene) -> list[tuple[Item, int, Command, Wants]]:
-    """Every command with what it wants. One that cannot even say so has its outcome already."""
-    out = []
-    for item in batch:
-        item.outcomes = [None] * len(item.commands)
-        item.notes = []
-        for place, command in enumerate(item.commands):
-            try:
-                out.append((item, place, command, command.wants(scene)))
-            except Exception as bug:
-                item.outcomes[place] = _as_outcome(bug, command)
-    return out
-
-
-def _decide_all(view: View, todo: list[Todo]) -> tuple[list[Todo], list[Wants], bool]:
-    """Decide each; those that need more are returned with their needs. The last value: must it be synced?"""
-    again: list[Todo] = []
-    needs: list[Wants] = []
-    durable = False
-    held: Item | None = None
-    for item, place, command in todo:
-        if item is held:
-            again.append((item, place, command))
-            needs += _foreseen(view, command)
-            continue
-        if item.order == "while_fine" and place and isinstance(item.outcomes[place - 1], Exception):
-            item.outcomes[place] = item.outcomes[place - 1]
-            continue
-        try:
-            decision: Decision = command.decide(view)
-            view.apply(decision)
-        except Need as need:
-            again.append((item, place, command))
-            needs.append(need.wants)
-            held = item if item.order != "any" else None
-            continue
-        except Exception as no:
-            item.outcomes[place] = _as_outcome(no, command)
-            continue
-        durable = durable or decision.durable
-        item.outcomes[place] = decision.answer
-        item.notes += (*decision.events, *decision.notes)
-    return again, needs, durable
-
-
-def _foreseen(view: View, command: Command) -> list[Wants]:
-    """What a command that waits for its turn would ask for, so that all of an item's needs are loaded at once."""
-    try:
-        command.decide(view)
-    except Need as need:
-        return [need.wants]
-    except Exception:
-        return []  # its turn will tell
-    return []
-
-
-def _as_outcome(error: Exception, command: Command) -> Exception:
-    if not isinstance(error, Refused):
-        log.error("%s failed", type(command).__name__, exc_info=error)
-    return error
-
-
-async def _load(tx: Tx, view: View, wants: Wants) -> None:
-    view.add(wants, await tx.load(wants))
-
-
-def _resolve(batch: list[Item], error: Exception) -> None:
-    for item in batch:
-        if item.future is not None and not item.future.done():
-            item.future.set_exception(error)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sheratan_hub.clock import Clock
-from sheratan_hub.commit import HUB, Committed, Committer, Happened, Item, Order, Origin, Outcome
+from sheratan_hub.commit import Committer
+from sheratan_hub.items import HUB, Committed, Happened, Item, Order, Origin, Outcome
 from sheratan_hub.loops import Loop
 from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
@@ -19,7 +20,7 @@ from sheratan_hub.rules.nodes import ClampNodes, Node, State, SweepNodes, Swept,
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
-from sheratan_hub.waiting import Waiting
+from sheratan_hub.waiting import Waiter, Waiting
 
 log = logging.getLogger("sheratan.hub")
 
@@ -46,6 +47,7 @@ class Hub:
         self.max_polls = max_polls
         self._observers: list[Observer] = []
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
+        self.committer.guests = self._guests
         self.loops = [Loop("sweep", self.sweep, clock)]
 
     def observe(self, observer: Observer) -> None:
@@ -116,8 +118,39 @@ class Hub:
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
-                if not await self.clock.wait(waiter.event.wait(), left):
-                    return outcomes, pulled
+                woken = await self._wait(waiter, command, origin, left)
+                given = await self._given(waiter)
+                if given is not None or not woken:
+                    return outcomes, given or pulled
+
+    async def _wait(self, waiter: Waiter, command: Pull, origin: Origin, ms: int) -> bool:
+        """Whether something has come up; if it was a job, the pull may have been decided with it already."""
+        waiter.item = Item([command], origin, None)
+        try:
+            return await self.clock.wait(waiter.event.wait(), ms)
+        except asyncio.CancelledError:
+            if waiter.served is not None:
+                waiter.served.add_done_callback(self._give_back_late)
+            raise
+        finally:
+            waiter.item = None
+
+    async def _given(self, waiter: Waiter) -> Pulled | None:
+        """The jobs that the pull was given while it waited, None if it has to look itself."""
+        served, waiter.served = waiter.served, None
+        if served is None:
+            return None
+        try:
+            await asyncio.wait({served})
+        except asyncio.CancelledError:
+            served.add_done_callback(self._give_back_late)
+            raise
+        pulled = None if served.cancelled() else served.result()[-1]
+        return pulled if isinstance(pulled, Pulled) and pulled.jobs else None
+
+    def _guests(self, lanes: Mapping[str, int]) -> list[Item]:
+        """Those who wait for jobs of these lanes, each as an item of the batch that makes the jobs."""
+        return [waiter.serve() for waiter in self.waiting.takers(lanes)]
 
     async def _look(self, commands: list[Command], origin: Origin, order: Order) -> tuple[list[Outcome], Pulled]:
         """The outcomes of all but the last, which is a pull, and what that got. Any bug is raised."""
@@ -162,8 +195,8 @@ class Hub:
         with self.waiting.job(job_id) as finished:
             job = await self._find_job(job_id)
             if wait_ms > 0 and not job.finished and len(self.waiting) <= self.max_polls:
-                await self.clock.wait(finished.wait(), wait_ms)
-                job = await self._find_job(job_id)
+                await self.clock.wait(finished.event.wait(), wait_ms)
+                return job_of(finished.row) if finished.row is not None else await self._find_job(job_id)
             return job
 
     async def _find_job(self, job_id: str) -> Job:

@@ -19,7 +19,7 @@ from prometheus_client import (
 
 from sheratan_hub import __version__
 from sheratan_hub.clock import Clock
-from sheratan_hub.commit import Committed
+from sheratan_hub.items import Committed
 
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
 JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
@@ -65,6 +65,7 @@ class Metrics:
         self._requests = self._counter(
             "sheratan_http_requests", "Requests answered, by plane, route and status.", "plane", "route", "status"
         )
+        self._by_event: dict[str, Counter] = {}
         self._answered: dict[tuple[str, str, int], Counter] = {}
         self._commands = self._counter("sheratan_commands", "Commands committed.")
         self._batches = Histogram(
@@ -89,19 +90,26 @@ class Metrics:
 
     def committed(self, committed: Committed) -> None:
         """The observer: one addition for each kind of event in the batch, however many jobs it held."""
-        tally = Tally(event.event for happened in committed.happened for event in happened.events)
+        tally: dict[str, int] = {}
+        for happened in committed.happened:
+            for event in happened.events:
+                tally[event.event] = tally.get(event.event, 0) + 1
+                if "cause" in event.meta:
+                    self.minute.add("lease_reap")
         for name, n in tally.items():
-            if name.startswith("refused."):
-                self._refusals.labels(name.removeprefix("refused.")).inc(n)
-            else:
-                self._events.labels(name).inc(n)
+            self._of_event(name).inc(n)
             self.minute.add(name, n)
         if committed.commands:
             self._commands.inc(committed.commands)
             self._batches.observe(committed.commands)
-        reaped = sum("cause" in event.meta for happened in committed.happened for event in happened.events)
-        if reaped:
-            self.minute.add("lease_reap", reaped)
+
+    def _of_event(self, name: str) -> Counter:
+        counter = self._by_event.get(name)
+        if counter is None:
+            refused = name.removeprefix("refused.")
+            counter = self._events.labels(name) if refused == name else self._refusals.labels(refused)
+            self._by_event[name] = counter
+        return counter
 
     def answered(self, plane: str, route: str, status: int) -> None:
         """Count one answered request. `route` is the table's path, never the client's."""

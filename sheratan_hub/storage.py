@@ -77,6 +77,10 @@ class Wants(msgspec.Struct):
     due: dict[Due, int] = msgspec.field(default_factory=dict)
     counts: set[str] = msgspec.field(default_factory=set)
 
+    def __bool__(self) -> bool:
+        """Whether anything is wanted."""
+        return bool(self.keys or self.look or self.ready or self.due or self.counts)
+
 
 class Loaded(msgspec.Struct):
     """What `load` found. A key that does not exist is absent from `rows`; a facet never counted is 0."""

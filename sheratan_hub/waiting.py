@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from sheratan_hub.items import Item, Outcome
 from sheratan_hub.rules.lanes import Offer, read_lane, suits
 from sheratan_hub.storage import Row
 
@@ -15,10 +16,11 @@ class Waiter:
     """One waiting pull: what it can take, and an event that is set when it should look again.
 
     `woken` holds the lanes it was woken for and has not used; `saturated`, that it waits for a lease to end;
-    `freed`, that it was woken because one has ended.
+    `freed`, that it was woken because one has ended. `item` is its pull while it sleeps; `served`, once that is
+    decided in the batch that makes a job for it, will hold the outcome (cancelled: it must look itself).
     """
 
-    __slots__ = ("event", "freed", "limit", "offer", "saturated", "woken")
+    __slots__ = ("event", "freed", "item", "limit", "offer", "saturated", "served", "woken")
 
     def __init__(self, offer: Offer, limit: int) -> None:
         self.offer = offer
@@ -27,6 +29,17 @@ class Waiter:
         self.woken: list[str] = []
         self.saturated = False
         self.freed = False
+        self.item: Item | None = None
+        self.served: asyncio.Future[list[Outcome]] | None = None
+
+    def serve(self) -> Item:
+        """Its pull, to be decided now; only while it sleeps."""
+        item, self.item = self.item, None
+        assert item is not None  # noqa: S101
+        item.future = self.served = asyncio.get_running_loop().create_future()
+        item.begun = True
+        item.future.add_done_callback(lambda _: self.event.set())
+        return item
 
     def looked(self, found: int, reason: str | None, wakes: int) -> None:
         """It has looked. Its first `wakes` wakes are used up by what it found, or all if there was no job left.
@@ -39,12 +52,22 @@ class Waiter:
             self.freed = False
 
 
+class JobWaiter:
+    """One who waits for a job's end: an event that is set then, and the row as it was committed."""
+
+    __slots__ = ("event", "row")
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.row: Row | None = None
+
+
 class Waiting:
     """All waiting pulls, first come first woken: as many as there are jobs for, and the jobs' own waiters."""
 
     def __init__(self) -> None:
         self._pulls: OrderedDict[Waiter, None] = OrderedDict()
-        self._jobs: dict[str, set[asyncio.Event]] = {}
+        self._jobs: dict[str, set[JobWaiter]] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -72,17 +95,17 @@ class Waiting:
                 self._free_one()
 
     @contextmanager
-    def job(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the job has finished."""
-        event = asyncio.Event()
+    def job(self, job_id: str) -> Iterator[JobWaiter]:
+        """Wait for the job's end."""
+        waiter = JobWaiter()
         if self._closed:
-            event.set()
-        self._jobs.setdefault(job_id, set()).add(event)
+            waiter.event.set()
+        self._jobs.setdefault(job_id, set()).add(waiter)
         try:
-            yield event
+            yield waiter
         finally:
             waiters = self._jobs[job_id]
-            waiters.discard(event)
+            waiters.discard(waiter)
             if not waiters:
                 del self._jobs[job_id]
 
@@ -97,8 +120,9 @@ class Waiting:
             if row.kind == "job" and row.labels[0] != "running":
                 self._free_one()
                 if row.labels[0] != "pending":
-                    for event in self._jobs.get(row.id, ()):
-                        event.set()
+                    for waiter in self._jobs.get(row.id, ()):
+                        waiter.row = row
+                        waiter.event.set()
 
     def _claimable(self, row: Row, nobody: set[str]) -> None:
         if row.lane is not None and row.lane not in nobody and not self.wake(row.lane):
@@ -128,11 +152,35 @@ class Waiting:
                 return True
         return False
 
+    def takers(self, lanes: Mapping[str, int]) -> list[Waiter]:
+        """The sleeping pulls that can take what is in these lanes, first come first: enough for the jobs there are."""
+        if not self._pulls:
+            return []
+        left = dict(lanes)
+        names = {lane: read_lane(lane) for lane in lanes}
+        takers = []
+        for waiter in self._pulls:
+            if not left:
+                break
+            if waiter.item is None or waiter.saturated:
+                continue
+            room = waiter.limit
+            for lane in [lane for lane in left if suits(names[lane].kind, names[lane].needs, waiter.offer)]:
+                if room <= 0:
+                    break
+                taken = min(room, left[lane])
+                room, left[lane] = room - taken, left[lane] - taken
+                if not left[lane]:
+                    del left[lane]
+            if room < waiter.limit:
+                takers.append(waiter)
+        return takers
+
     def close(self) -> None:
         """Send everybody home: every waiter looks once more and answers."""
         self._closed = True
         for waiter in self._pulls:
             waiter.event.set()
         for waiters in self._jobs.values():
-            for event in waiters:
-                event.set()
+            for one in waiters:
+                one.event.set()

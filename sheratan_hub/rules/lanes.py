@@ -64,6 +64,9 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._heads)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._heads
+
     def set(self, name: str, head: int | None) -> None:
         """The lane's first row has this order now; None: it is empty."""
         lane = read_lane(name)

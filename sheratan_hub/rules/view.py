@@ -35,6 +35,7 @@ class View:
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
         self._events: list[Event] = []
+        self._joined: dict[str, list[Row]] = {}
 
     def add(self, wants: Wants, loaded: Loaded) -> None:
         """Take in what the store found for `wants`. Rows already here keep what was decided on them."""
@@ -95,15 +96,40 @@ class View:
             raise Need(Wants(counts={facet}))
         return self._counts[facet] + self._deltas.get(facet, 0)
 
+    def counted(self) -> Iterable[str]:
+        """The facets whose counts are known."""
+        return self._counts
+
+    def looked(self) -> Iterable[tuple[Key, Row | None]]:
+        """The rows that were only looked at, as they are now."""
+        return ((key, row) for key, row in self._rows.items() if key not in self._locked)
+
     def ready(self, lane: str, limit: int) -> list[Row]:
-        """Up to `limit` rows of `lane` that nobody in this batch has taken; fewer only if there are no more."""
+        """Up to `limit` rows of `lane` that nobody in this batch has taken; fewer only if there are no more.
+
+        Those that this batch has made come last: they are the youngest.
+        """
         if lane not in self._ready:
             raise Need(Wants(ready={Ready(lane): limit}))
         rows, start = self._ready[lane], self._first_left(lane)
         found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
         if len(found) < limit and len(rows) >= self._depth[lane]:
             raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
+        if len(found) < limit and lane in self._joined:
+            found += islice((row for row in self._joined[lane] if self._rows[row.key] is row), limit - len(found))
         return found
+
+    def joined(self) -> dict[str, list[int]]:
+        """The orders of the rows that this batch makes and that may be claimed, by lane."""
+        left = (
+            (lane, [row.order for row in rows if self._rows[row.key] is row]) for lane, rows in self._joined.items()
+        )
+        return {lane: orders for lane, orders in left if orders}
+
+    def add_empty(self, lane: str) -> None:
+        """The store is known to hold nothing in this lane."""
+        self._ready.setdefault(lane, [])
+        self._depth.setdefault(lane, 1)
 
     def _first_left(self, lane: str) -> int:
         rows, at = self._ready[lane], self._at.get(lane, 0)
@@ -125,6 +151,9 @@ class View:
             key = row.key
             self._write(key, row)
             self._fresh.add(key)
+            if row.lane is not None:
+                self._joined.setdefault(row.lane, []).append(row)
+                self.used_up.discard(row.lane)
         for row in decision.put:
             self._write(row.key, row)
         for key in decision.gone:
@@ -173,6 +202,7 @@ class View:
         copy._due, copy._counts = self._due, self._counts
         copy._written, copy._deltas, copy._fresh = dict(self._written), dict(self._deltas), set(self._fresh)
         copy._locked, copy._orders = set(self._locked), self._orders
+        copy._joined = {lane: list(rows) for lane, rows in self._joined.items()}
         return copy
 
 

@@ -18,9 +18,9 @@ from aiohttp.web_request import BaseRequest
 
 from sheratan_hub import log
 from sheratan_hub.clock import Clock
-from sheratan_hub.commit import Origin
 from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import Origin
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand

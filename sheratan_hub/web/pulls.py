@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sheratan_hub.commit import Order, Outcome
+from sheratan_hub.items import Order, Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.web.forms import FleetPullForm, PullForm

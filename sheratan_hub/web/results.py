@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sheratan_hub.canonical import Raw
-from sheratan_hub.commit import Outcome
+from sheratan_hub.items import Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.finish import Finish, Finished
 from sheratan_hub.rules.integrity import Proof, check_result

@@ -11,7 +11,7 @@ import pytest
 
 from sheratan_hub.audit import START_HASH, Audit
 from sheratan_hub.clock import VirtualClock
-from sheratan_hub.commit import Committed, Happened, Origin
+from sheratan_hub.items import Committed, Happened, Origin
 from sheratan_hub.rules.command import Event
 from sheratan_hub.storage import Changes
 

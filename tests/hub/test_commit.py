@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
-from sheratan_hub.commit import HUB, Committed, Item, Order
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import HUB, Committed, Item, Order
 from sheratan_hub.rules.command import Code, Command, Decision, Limits, Need, Refused, Scene
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.view import View
-from sheratan_hub.storage import Changes, Conflict, Key, Loaded, StoreDown, StoreFull, Tx, Wants
-from sheratan_stores.memory import MemoryStore
+from sheratan_hub.storage import Conflict, Key, StoreDown, StoreFull, Wants
+from tests.hub.moody import Moody
 
 MakeHub = Callable[..., Awaitable[Hub]]
-
-
-class Moody(MemoryStore):
-    """A store whose saves can be held up, or fail as told."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        super().__init__("memory://", clock)
-        self.errors: list[Exception] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.saves = 0
-
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[Tx]:
-        async with super().begin() as tx:
-            yield MoodyTx(self, tx)
-
-
-class MoodyTx:
-    def __init__(self, store: Moody, tx: Tx) -> None:
-        self._store, self._tx = store, tx
-
-    async def load(self, wants: Wants) -> Loaded:
-        return await self._tx.load(wants)
-
-    async def save(self, changes: Changes, *, durable: bool = True) -> int:
-        await self._store.gate.wait()
-        self._store.saves += 1
-        if self._store.errors:
-            raise self._store.errors.pop(0)
-        return await self._tx.save(changes, durable=durable)
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def test_the_reference_lists_every_audit_event_and_no_other():
 def test_the_reference_lists_every_field_of_an_audit_line_and_its_check_finds_a_change(tmp_path: Path):
     clock = VirtualClock()
     log = Audit(tmp_path / "audit.jsonl", clock)
-    from sheratan_hub.commit import Committed, Happened, Origin
+    from sheratan_hub.items import Committed, Happened, Origin
     from sheratan_hub.storage import Changes
 
     event = Event(clock.now(), "refused.invalid_token", "client", meta={"reason": "invalid_token"})
