@@ -16,16 +16,15 @@ from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
-from sheratan_hub.rules.nodes import ClampNodes, Node, State, SweepNodes, Swept, node_of, state_of
+from sheratan_hub.rules.nodes import Node, State, node_of, state_of
 from sheratan_hub.rules.pull import Pull, Pulled
-from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
+from sheratan_hub.upkeep import clamp, sweep
 from sheratan_hub.waiting import Waiter, Waiting
 
 log = logging.getLogger("sheratan.hub")
 
 Observer = Callable[[Committed], None]
-JOB_AGENDAS = ("lease", "wait", "expire")
 
 
 class Hub:
@@ -57,8 +56,7 @@ class Hub:
     async def start(self) -> None:
         """Make ready what the rules need to know; then run `committer.run` and the loops."""
         await self.committer.prepare()
-        await self._clamp_leases()
-        await self._clamp_nodes()
+        await clamp(self)
         self.ready = True
 
     def stop(self) -> None:
@@ -258,47 +256,7 @@ class Hub:
 
     async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""
-        commands: list[Command] = [SweepJobs(agenda, self.clock.jitter()) for agenda in JOB_AGENDAS]
-        outcomes = await self.execute_many([*commands, SweepNodes()], urgent=True)
-        swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
-        for node_id in (node_id for one in swept for node_id in one.dead):
-            await self._reap(node_id)
-        return min((one.next_at for one in swept if one.next_at is not None), default=None)
-
-    async def _reap(self, node_id: str) -> None:
-        after: str | None = None
-        while True:
-            page = await self.page("job", ("running", None, None, None, node_id), after)
-            if page.rows:
-                await self.execute_many([ReapNode(node_id, tuple(row.id for row in page.rows))], urgent=True)
-            if page.next is None:
-                return
-            after = page.next
-
-    async def _clamp_leases(self) -> None:
-        """Design rule 12: what was persisted by another wall clock is clamped when it is read back."""
-        after: str | None = None
-        now = self.clock.now()
-        while True:
-            page = await self.page("job", ("running",), after, 1000)
-            wrong = [job.id for job in map(job_of, page.rows) if job.lease_until > now + job.lease_ms]
-            if wrong:
-                self.committer.add(Item([ClampLeases(tuple(wrong))], HUB, None))
-            if page.next is None:
-                return
-            after = page.next
-
-    async def _clamp_nodes(self) -> None:
-        after: str | None = None
-        now = self.clock.now()
-        while True:
-            page = await self.page("node", (), after, 1000)
-            wrong = tuple(node.id for node in map(node_of, page.rows) if node.last_seen > now)
-            if wrong:
-                self.committer.add(Item([ClampNodes(wrong)], HUB, None))
-            if page.next is None:
-                return
-            after = page.next
+        return await sweep(self)
 
 
 WORTH_WAITING = ("no_job", "inflight_limit")
