@@ -69,7 +69,7 @@ class SystemClock:
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""
-        self._last_id = next_uuid7(self.now(), self._last_id, random.getrandbits(80).to_bytes(10, "big"))
+        self._last_id = next_uuid7(self.now(), self._last_id, random.getrandbits(80))
         return uuid_text(self._last_id)
 
     def secret(self) -> str:
@@ -129,7 +129,7 @@ class VirtualClock:
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""
-        self._last_id = next_uuid7(self._now, self._last_id, self._random.randbytes(10))
+        self._last_id = next_uuid7(self._now, self._last_id, int.from_bytes(self._random.randbytes(10), "big"))
         return uuid_text(self._last_id)
 
     def secret(self) -> str:
@@ -147,17 +147,16 @@ async def settle(turns: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-def next_uuid7(now_ms: int, last: int, noise: bytes) -> int:
-    """The UUIDv7 for `now_ms` with 10 bytes of `noise`, but always above `last` (RFC 9562, method 1 and 3).
+def next_uuid7(now_ms: int, last: int, noise: int) -> int:
+    """The UUIDv7 for `now_ms` with 80 bits of `noise`, but always above `last` (RFC 9562, method 1 and 3).
 
     The 74 random bits hold `noise`; when the clock stands still or went back, `last` counts on by a small step.
     """
-    noise_bits = int.from_bytes(noise, "big")
-    high, low = noise_bits >> 68, noise_bits & ((1 << 62) - 1)
+    high, low = noise >> 68, noise & ((1 << 62) - 1)
     fresh = (now_ms << 80) | (0x7 << 76) | (high << 64) | (0b10 << 62) | low
     if fresh > last:
         return fresh
-    step = 1 + (noise_bits & 0xFFFF_FFFF)
+    step = 1 + (noise & 0xFFFF_FFFF)
     low = (last & ((1 << 62) - 1)) + step
     if low < 1 << 62:
         return (last >> 62 << 62) | low

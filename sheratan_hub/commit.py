@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from sheratan_hub.deciding import decide
 from sheratan_hub.items import Committed, Happened, Item, resolve
@@ -28,9 +28,9 @@ CONFLICT_TRIES = 3
 class Committer:
     """Takes commands, decides them in batches, saves, answers. Owns the directory of lanes.
 
-    `after` is called with each `Committed` before its replies go out. `guests` is asked, with the lanes in which a
-    batch makes claimable jobs and how many, for pulls to be decided in the same transaction; if that fails, their
-    futures are cancelled. `failing` tells whether the store refused the last batch.
+    `after` is called with each `Committed` before its replies go out. `guests` is asked, with what a batch has
+    decided, for pulls to be decided in the same transaction; if that fails, their futures are cancelled.
+    `failing` tells whether the store refused the last batch.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Committer:
         self._wake = asyncio.Event()
         self._closing = False
         self._memo = Memo(shared=store.shared)
-        self.guests: Callable[[Mapping[str, int]], list[Item]] = lambda _: []
+        self.guests: Callable[[View], list[Item]] = lambda _: []
         self.lanes = Lanes()
         self.started_at = 0
         self._first_order = 0
@@ -169,13 +169,10 @@ class Committer:
 
     async def _serve(self, guests: list[Item], tx: Tx, view: View) -> bool:
         """Let waiting pulls have jobs in the transaction that makes them; whether the changes must be synced."""
-        lanes = view.joined()
-        if not lanes:
-            return False
-        guests += self.guests({lane: len(orders) for lane, orders in lanes.items()})
+        guests += self.guests(view)
         if not guests:
             return False
-        for lane, orders in lanes.items():
+        for lane, orders in view.joined().items():
             if lane not in self.lanes:
                 view.add_empty(lane)
             self.lanes.joined_by(lane, min(orders))

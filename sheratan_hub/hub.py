@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Node, State, node_of, state_of
 from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
 from sheratan_hub.upkeep import clamp, sweep
 from sheratan_hub.waiting import Waiter, Waiting
@@ -146,8 +147,11 @@ class Hub:
         pulled = None if served.cancelled() else served.result()[-1]
         return pulled if isinstance(pulled, Pulled) and pulled.jobs else None
 
-    def _guests(self, lanes: Mapping[str, int]) -> list[Item]:
-        """Those who wait for jobs of these lanes, each as an item of the batch that makes the jobs."""
+    def _guests(self, view: View) -> list[Item]:
+        """Those who wait for jobs that a batch makes, each as an item of that batch."""
+        if not self.waiting.pulls:
+            return []
+        lanes = {lane: len(orders) for lane, orders in view.joined().items()}
         return [waiter.serve() for waiter in self.waiting.takers(lanes)]
 
     async def _look(self, commands: list[Command], origin: Origin, order: Order) -> tuple[list[Outcome], Pulled]:

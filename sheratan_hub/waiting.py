@@ -74,6 +74,11 @@ class Waiting:
         return len(self._pulls) + sum(map(len, self._jobs.values()))
 
     @property
+    def pulls(self) -> int:
+        """How many pulls wait."""
+        return len(self._pulls)
+
+    @property
     def closed(self) -> bool:
         """Whether everybody was sent home."""
         return self._closed
@@ -154,8 +159,6 @@ class Waiting:
 
     def takers(self, lanes: Mapping[str, int]) -> list[Waiter]:
         """The sleeping pulls that can take what is in these lanes, first come first: enough for the jobs there are."""
-        if not self._pulls:
-            return []
         left = dict(lanes)
         names = {lane: read_lane(lane) for lane in lanes}
         takers = []

@@ -179,15 +179,10 @@ def found(view: View, job_id: str) -> Job:
 
 def job_event(job: Job, event: str, now: int, actor: str, **meta: Any) -> Event:
     """A transition of a job, as the ledger tells it. `meta` leaves out what is None."""
-    return Event(
-        ts=now,
-        event=f"job.{event}",
-        actor=actor,
-        job_id=job.id,
-        trace_id=job.traceparent.split("-")[1] if job.traceparent else None,
-        zone=job.zone,
-        meta={name: value for name, value in meta.items() if value is not None},
-    )
+    if None in meta.values():
+        meta = {name: value for name, value in meta.items() if value is not None}
+    trace_id = job.traceparent.split("-")[1] if job.traceparent else None
+    return Event(now, f"job.{event}", actor, job.id, trace_id, job.zone, None, meta)
 
 
 _encode = msgspec.json.Encoder().encode
