@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format smoke bench lock clean
+.PHONY: help setup demo run test check format smoke bench torture lock clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -41,6 +41,9 @@ smoke: setup ## the operators' checklist on a hub of its own for each store, or 
 
 bench: setup ## every store's speed against an empty handler, 10 minutes; BENCH="--quick" or other options
 	@$(BIN)/python -m tools.bench $(BENCH)
+
+torture: setup ## what takes too long for make test: 100 kills of a hub on each store, 5 minutes
+	@for store in sqlite file; do $(BIN)/python tools/crash.py --store $$store --kills 100 || exit 1; done
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh

@@ -180,8 +180,8 @@ class Hub:
             self.give_back(future.result()[-1])
 
     def give_back(self, pulled: Pulled) -> None:
-        """Release leases whose answer could not be delivered, unless they have been sent again since."""
-        releases = [Release(job.id, job.lease_id or "", job.sending) for job in pulled.jobs]
+        """Release leases whose answer could not be delivered, if it was the only one that told of them."""
+        releases = [Release(job.id, job.lease_id or "", undelivered=True) for job in pulled.jobs]
         if releases:
             with suppress(Refused):  # the hub has closed: they end by their own time
                 self.committer.add(Item(releases, HUB, None, urgent=True))

@@ -147,12 +147,13 @@ class Extend(msgspec.Struct, frozen=True, gc=False):
 class Release(msgspec.Struct, frozen=True, gc=False):
     """Give the job back at no cost, to its old place in the line.
 
-    `sending` is for the hub itself, when an answer could not be written: refused if it was sent again since.
+    `undelivered` is for the hub itself, when an answer could not be written: refused if the leases were sent more
+    than once, as another answer may have arrived.
     """
 
     job_id: str
     lease_id: str
-    sending: int | None = None
+    undelivered: bool = False
 
     def wants(self, scene: Scene) -> Wants:
         """The job."""
@@ -167,10 +168,11 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         if closed is not None:
             raise Refused(Code.RESULT_CONFLICT, f"the lease of job {job.id} was already ended with a result")
         held(job, self.lease_id)
-        if self.sending is not None and self.sending != job.sending:
-            raise Refused(Code.LEASE_SUPERSEDED, f"the lease of job {job.id} was sent again since")
-        if job.status != "running":
-            return Decision(Finished(job.id, job.status))
+        if self.undelivered and job.sending > 1:
+            raise Refused(Code.LEASE_SUPERSEDED, f"the lease of job {job.id} was sent more than once")
+        if job.status != "running":  # the hub has ended the lease; said once more, this gets the same answer
+            noted = close(job, Closed(self.lease_id, "released", job.status))
+            return Decision(Finished(job.id, job.status), put=(noted.row,))
         return self._give_back(job, view)
 
     def _give_back(self, job: Job, view: View) -> Decision:
@@ -179,7 +181,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         else:
             happened, back = "released", job.after("released", lease_id=None, pending_since=view.now)
         back = close(back, Closed(self.lease_id, "released", back.status))
-        actor = "hub" if self.sending is not None else job.node_id or "client"
+        actor = "hub" if self.undelivered else job.node_id or "client"
         event = job_event(back, happened, view.now, actor, attempt=job.attempt)
         return Decision(Finished(job.id, back.status), put=(back.row,), events=(event,))
 
