@@ -14,7 +14,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from tools.crash_oracle import judge
 from tools.crash_report import show, tally, write
 from tools.crash_worker import Worker
 from tools.demo import Processes, Site, console, owned_processes
+from tools.ports import free_ports
 
 PRODUCERS, WORKERS = 4, 7
 GRACE_SECONDS = 1
@@ -147,7 +147,7 @@ async def drain(fleet: Fleet) -> None:
 
 def make_site(folder: Path, scheme: str) -> Site:
     """A hub of its own: short leases, and jobs that no number of lost leases parks."""
-    control, data = free_ports()
+    control, data = map(str, free_ports())
     (folder / "hub.toml").write_text(HUB_TOML)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SHERATAN_", "HUB_"))}
     environ |= {
@@ -164,16 +164,6 @@ def make_site(folder: Path, scheme: str) -> Site:
         "SHERATAN_RETRY_BACKOFF_CAP_MS": "400",
     }
     return Site(folder, environ, (control, data))
-
-
-def free_ports() -> list[str]:
-    """Two ports below those that the kernel gives to clients: else one of these could have it while the hub is dead."""
-    free: list[str] = []
-    while len(free) < 2:
-        port = secrets.randbelow(12000) + 20000
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            free += [str(port)] if str(port) not in free else []
-    return free
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +31,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sheratan_hub.client import HubClient, HubUnreachable, Job, Refusal
 from tools import demo_worker
+from tools.ports import free_ports
 
 KINDS: dict[str, Callable[[dict[str, str]], Any]] = {"text.stats": demo_worker.stats, "text.words": demo_worker.words}
 FOREIGN = {"site-packages", "dist-packages"}
@@ -236,7 +236,8 @@ def progress(total: int) -> Iterator[Show]:
 
 
 def make_site(folder: Path, scheme: str) -> Site:
-    ports = free_ports()
+    control, data = map(str, free_ports())
+    ports = control, data
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SHERATAN_", "HUB_"))}
     environ |= {
         "HUB_CONTROL_URL": f"http://127.0.0.1:{ports[0]}",
@@ -249,11 +250,6 @@ def make_site(folder: Path, scheme: str) -> Site:
         "SHERATAN_RESTART_GRACE_SEC": "3",
     }
     return Site(folder, environ, ports)
-
-
-def free_ports() -> tuple[str, str]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return str(one.getsockname()[1]), str(other.getsockname()[1])
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -13,17 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tools.ports import free_ports
+
 TOKEN = "e2e-token-0123456789"
-
-
-def free_ports(n: int) -> list[int]:
-    held = [socket.socket() for _ in range(n)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 class Served:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.serving import TOKEN, Served, free_ports
+from tests.e2e.serving import TOKEN, Served
+from tools.ports import free_ports
 
 HMAC_KEY = "e2e-hmac-key"
 
