@@ -183,7 +183,7 @@ class Plane:
         methods, values = self._mine.find(path)
         known = methods or self._theirs.find(path)[0]
         route_path = next(iter(known.values())).path if known else None
-        call.origin = Origin(self.name, request.remote, path[:200], route=route_path)
+        call.origin = Origin(self.name, call.origin.remote_addr, path[:200], route=route_path)
         if not methods:
             raise self._lost(path, theirs=bool(known))
         route = methods.get("GET" if request.method == "HEAD" else request.method)
