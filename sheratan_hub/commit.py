@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from sheratan_hub.clock import settle
 from sheratan_hub.deciding import decide
 from sheratan_hub.items import Committed, Happened, Item, resolve
 from sheratan_hub.memo import Memo
@@ -20,6 +21,9 @@ from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx
 
 log = logging.getLogger("sheratan.commit")
+
+TURNS = 3
+"""Turns of the event loop: one writes the replies of the last batch, one reads requests, one brings their commands."""
 
 CONFLICT_TRIES = 3
 """How often a whole batch is decided again after a conflict, before its parts go one by one."""
@@ -84,11 +88,19 @@ class Committer:
         """Commit batch after batch until closed. Cancelling it loses what is queued, never what was answered."""
         while not (self._closing and not self._queue):
             self._wake.clear()
+            await self._gather()
             batch = self._next_batch()
             if batch:
                 await self._commit_until_done(batch)
             elif not self._closing:
                 await self._wake.wait()
+
+    async def _gather(self) -> None:
+        """Let more come while a few turns of the event loop bring some: the larger a batch, the less each costs."""
+        seen = 0
+        while seen < self._waiting < self._max_batch:
+            seen = self._waiting
+            await settle(TURNS)
 
     def _next_batch(self) -> list[Item]:
         batch: list[Item] = []

@@ -9,16 +9,28 @@ from pathlib import Path
 import msgspec
 
 from sheratan_hub.storage import StoreRefused
-from sheratan_stores import file_log, file_snapshot
+from sheratan_stores import file_segments, file_snapshot
+from sheratan_stores.file_disk import replace, sync_folder
 from sheratan_stores.file_ledger import Ledger
-from sheratan_stores.file_log import FORMAT, Batch, Tail, newer
+from sheratan_stores.file_segments import FORMAT, Batch, Tail, newer
 from sheratan_stores.state import State, key_of
 
 MARK = "store.json"
-"""What makes a folder a store; it is there before anything else."""
+"""What makes a folder a store; the first segment of the log is there before it."""
 
-NOT_OURS = {"lock", "logs", "lost+found", f"{MARK}.tmp"}
+CLOSED = "closed.json"
+"""Says where the log ended when the store was closed. As long as it is there, an end that looks torn is damage."""
+
+FIRST = "log-000000000001"
+NOT_OURS = {"lock", "logs", "lost+found", f"{MARK}.tmp", f"{FIRST}.tmp"}
 """What may lie in a folder that is to become a store: a failed start's, the hub's logs, a file system's."""
+
+
+class Closed(msgspec.Struct):
+    """The content of `closed.json`: the last segment, and its end in bytes."""
+
+    log: int
+    end: int
 
 
 class Mark(msgspec.Struct):
@@ -32,20 +44,19 @@ def look(folder: Path) -> bool:
     """Whether the folder is a store already; if not, it may become one. Changes nothing; raises `StoreRefused`."""
     try:
         names = set(os.listdir(folder))
-        text = (folder / MARK).read_bytes() if MARK in names else b""
     except FileNotFoundError:
         return False
     except NotADirectoryError:
         raise StoreRefused(f"{folder} is no folder, as a file store needs one") from None
     except OSError as error:
         raise StoreRefused(f"{folder} cannot be read: {error.strerror}") from error
-    if MARK not in names:
-        if names <= NOT_OURS:
-            return False
-        raise StoreRefused(f"{folder} holds other things and is no store; choose an empty folder, or a new one")
     try:
-        mark = msgspec.json.decode(text, type=Mark)
-    except msgspec.DecodeError as error:
+        if MARK not in names:
+            return _may_become_one(folder, names)
+        mark = msgspec.json.decode((folder / MARK).read_bytes(), type=Mark)
+    except OSError as error:
+        raise StoreRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise StoreRefused(f"{folder / MARK} is damaged: {error}") from error
     if mark.store != "file":
         raise StoreRefused(f"{folder} is a store of another kind: {mark.store}")
@@ -54,50 +65,87 @@ def look(folder: Path) -> bool:
     return True
 
 
+def _may_become_one(folder: Path, names: set[str]) -> bool:
+    """Refuse a folder with other things in it than a start leaves that was killed. Raises OSError; else it is False."""
+    if FIRST in names and file_segments.is_empty(folder / FIRST):
+        names = names - {FIRST}
+    if not names <= NOT_OURS:
+        raise StoreRefused(f"{folder} holds other things and is no store; choose an empty folder, or a new one")
+    return False
+
+
 def make(folder: Path, size: int) -> None:
     """Make the folder an empty store whose first segment has `size` bytes. Raises OSError, having taken all back."""
     try:
-        file_log.make(folder, 1, size)
-        draft = folder / f"{MARK}.tmp"
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            file_log.write(file, msgspec.json.encode(Mark("file", FORMAT)) + b"\n", 0)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        draft.replace(folder / MARK)
-        file_log.sync_folder(folder)
+        file_segments.make(folder, 1, size)
+        replace(folder / MARK, msgspec.json.encode(Mark("file", FORMAT)) + b"\n")
+        sync_folder(folder)
     except OSError:
-        for path in (folder / f"{MARK}.tmp", folder / MARK, file_log.path_of(folder, 1)):
+        for path in (folder / MARK, folder / FIRST):
             with suppress(OSError):
                 path.unlink()
         raise
 
 
+def say_closed(folder: Path, log: int, end: int) -> None:
+    """Say that everything up to here is on disk, and nothing more. Raises OSError."""
+    replace(folder / CLOSED, msgspec.json.encode(Closed(log, end)) + b"\n")
+    sync_folder(folder)
+
+
+def say_open(folder: Path) -> None:
+    """Say that the log may grow from now on, and be torn. Raises OSError."""
+    path = folder / CLOSED
+    if path.exists():
+        path.unlink()
+        sync_folder(folder)
+
+
 class Found(msgspec.Struct):
-    """What a folder holds: the state, the ledger with the batches it lacks, where the log ends, what precedes it."""
+    """What a folder holds: the state, the ledger with the lines the log has for it, and where the log ends.
+
+    `seq` is the next event's number, `first` the segment the log begins with: what precedes it is not needed.
+    """
 
     state: State
     ledger: Ledger
-    missing: list[Batch]
+    lines: list[Batch]
     tail: Tail
-    logged: int
     seq: int
-    snapshot: int
+    first: int
     snapshot_bytes: int
 
 
 def read(folder: Path) -> Found:
     """Read everything. Changes nothing; raises `StoreRefused` for what is neither whole nor provably unfinished."""
     reader = Reader(folder)
-    tail = reader.read()
+    reader.read_snapshot()
+    tail = file_segments.replay(folder, reader.first, reader.take)
     if tail is None:
-        raise StoreRefused(f"{file_log.path_of(folder, reader.first)} is missing: the log of this store is not there")
-    reader.check_ledger()
+        raise StoreRefused(f"{file_segments.path_of(folder, reader.first)} is missing: this store has no log")
+    check_closed(folder, tail)
+    reader.read_ledger()
     reader.state.index()
-    return Found(
-        reader.state, reader.ledger, reader.missing, tail, tail.logged, reader.seq, reader.first, reader.snapshot_bytes
-    )
+    return Found(reader.state, reader.ledger, reader.lines, tail, reader.seq, reader.first, reader.snapshot_bytes)
+
+
+def check_closed(folder: Path, tail: Tail) -> None:
+    """Refuse a log that ends elsewhere than when it was closed."""
+    path = folder / CLOSED
+    try:
+        closed = msgspec.json.decode(path.read_bytes(), type=Closed)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreRefused(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreRefused(f"{path} is damaged: {error}") from error
+    if (closed.log, closed.end) != (file_segments.number_of(tail.path), tail.at):
+        was = file_segments.path_of(folder, closed.log).name
+        raise StoreRefused(
+            f"{tail.path} is damaged: the log ends in it at byte {tail.at}, "
+            f"but {was} ended at byte {closed.end} when the store was closed"
+        )
 
 
 class Reader:
@@ -107,43 +155,39 @@ class Reader:
         self._folder = folder
         self.state = State()
         self.ledger = Ledger(folder)
-        self.missing: list[Batch] = []
+        self.lines: list[Batch] = []
         self.seq, self.first, self.snapshot_bytes = 1, 1, 0
 
-    def read(self) -> Tail | None:
-        """Snapshot, then ledger files, then log; where the log ends."""
+    def read_snapshot(self) -> None:
+        """The newest one, if there is any."""
         path = file_snapshot.latest(self._folder)
         if path is not None:
-            totals, self.snapshot_bytes = file_snapshot.read(path, self._rows)
+            totals, self.snapshot_bytes = file_snapshot.read(path, self._keep)
             self.first, self.seq = totals.snapshot, totals.seq
             self.ledger.pruned = totals.pruned
             self.state.count(totals.counts)
-        self.ledger.look()
-        tail = file_log.replay(self._folder, self.first, self._batch)
-        if self.ledger.last >= self.seq:  # of a batch that was not synced and is lost
-            self.ledger.look(self.seq - 1)
-        return tail
 
-    def check_ledger(self) -> None:
-        """The ledger's files and the log's lines have no gap between them."""
-        goes_on = self.missing[0].first if self.missing else self.seq
-        if max(self.ledger.last, self.ledger.pruned) + 1 < goes_on:
-            text = f"the events from number {self.ledger.last + 1} to {goes_on - 1} are missing"
-            raise StoreRefused(f"{self._folder} is damaged: {text}")
-        self.ledger.last = max(self.ledger.last, self.ledger.pruned)
-
-    def _rows(self, packed: list[bytes]) -> None:
-        for row in packed:
-            kind, id = key_of(row)
-            self.state.rows.setdefault(kind, {})[id] = row
-
-    def _batch(self, batch: Batch) -> None:
-        self._rows(batch.rows)
+    def take(self, batch: Batch) -> None:
+        """A batch of the log."""
+        self._keep(batch.rows)
         for kind, id in batch.gone:
             self.state.rows.get(kind, {}).pop(id, None)
         self.state.count(batch.counts)
         self.ledger.pruned = max(self.ledger.pruned, batch.pruned)
         if batch.lines:
-            self.seq = batch.first + len(batch.lines)
-            if self.seq - 1 > self.ledger.last:
-                self.missing.append(Batch(first=batch.first, at=batch.at, lines=batch.lines))
+            if batch.first != self.seq:
+                text = f"event {self.seq} is missing in the log: what follows is event {batch.first}"
+                raise StoreRefused(f"{self._folder} is damaged: {text}")
+            self.seq += len(batch.lines)
+            self.lines.append(Batch(first=batch.first, at=batch.at, lines=batch.lines))
+
+    def read_ledger(self) -> None:
+        """What precedes the log's lines; the log has the last word on the others."""
+        before = (self.lines[0].first if self.lines else self.seq) - 1
+        self.ledger.look(before)
+        self.ledger.check(before)
+
+    def _keep(self, packed: list[bytes]) -> None:
+        for row in packed:
+            kind, id = key_of(row)
+            self.state.rows.setdefault(kind, {})[id] = row

@@ -1,7 +1,7 @@
-"""The file store's ledger: the events in segments of their own, outside memory.
+"""The file store's ledger: the events in files of their own, outside memory.
 
-The log holds every line until its segment goes, so these files follow behind without a sync of their own: what a
-crash took from their end is written again from the log.
+The log holds every line until its segment goes, and has the last word. So these files follow behind without a sync
+of their own, and when a store is opened they are cut where the log's lines begin, which are then written again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 from sheratan_hub.storage import LedgerLine, StoreDown, StoreRefused
-from sheratan_stores.file_log import Batch, decode, encode, sync_folder, write
+from sheratan_stores.file_disk import SyncFailed, sync, sync_folder, write
 from sheratan_stores.file_records import frame, read_all
+from sheratan_stores.file_segments import Batch, decode, encode
 
 FILE_BYTES = 8 << 20
 """A ledger file that has grown to this is followed by another. Files go whole when all their lines are pruned."""
+
+NOT_OPEN = -1
 
 PLACES = 256
 """For so many numbers it is known where in their file they stand, so that who reads page by page need not search."""
@@ -29,28 +32,41 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._firsts: list[int] = []
-        self._file: int | None = None
+        self._file = NOT_OPEN
         self._end = 0
         self._places: dict[int, tuple[int, int]] = {}
         self._place = 0
         self.last = self.pruned = 0
 
-    def look(self, upto: int | None = None) -> None:
-        """Find out which lines there are, up to a number if one is given. Changes nothing; raises `StoreRefused`."""
+    def look(self, upto: int) -> None:
+        """Find out which lines there are up to a number. Changes nothing; raises `StoreRefused`."""
         names = (path.name for path in self._folder.glob(f"events-{'[0-9]' * 20}"))
         firsts = sorted(int(name.rpartition("-")[2]) for name in names)
-        self._firsts = [first for first in firsts if upto is None or first <= upto]
-        self.last, self._end = self._firsts[-1] - 1 if self._firsts else 0, 0
+        self._firsts = [first for first in firsts if first <= upto]
+        if not self._firsts:
+            return
+        path = self._path(self._firsts[-1])
+        self.last = self._firsts[-1] - 1
         try:
-            for _, end, batch in self._batches(self._firsts[-1], 0) if self._firsts else ():
-                if upto is not None and batch.first > upto:
-                    return
+            for _, end, batch in self._batches(self._firsts[-1], 0):
+                if batch.first > upto:
+                    break
                 self.last, self._end = batch.first + len(batch.lines) - 1, end
         except OSError as error:
-            raise StoreRefused(f"{self._path(self._firsts[-1])} cannot be read: {error.strerror}") from error
+            raise StoreRefused(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise StoreRefused(f"{path} is damaged: the record at byte {self._end}: {error}") from error
+
+    def check(self, upto: int) -> None:
+        """Refuse a ledger whose lines do not reach up to this number, behind which the log's begin."""
+        known = max(self.last, self.pruned)
+        if known < upto:
+            where = f"{self._path(self._firsts[-1])} at byte {self._end}" if self._firsts else f"{self._folder}"
+            raise StoreRefused(f"{where} is damaged: the events from number {known + 1} to {upto} are missing")
+        self.last = known
 
     def open(self) -> None:
-        """Make the last file ready to be continued: cut what is no whole record of what is known. Raises OSError."""
+        """Make the last file ready to be continued: cut what is not known of. Raises OSError."""
         for path in self._folder.glob(f"events-{'[0-9]' * 20}"):
             if path not in map(self._path, self._firsts):
                 path.unlink()
@@ -59,27 +75,25 @@ class Ledger:
             os.ftruncate(self._file, self._end)
 
     def write(self, batches: list[Batch]) -> None:
-        """Append batches of lines; those that are there already are passed over. Raises OSError."""
+        """Append batches of lines; those that are there already are passed over. Raises OSError, `SyncFailed`."""
         for batch in batches:
-            if batch.first <= self.last:
-                continue
-            if self._file is None or self._end >= FILE_BYTES:
-                self._next_file(batch.first)
-            record = frame(encode(batch), self._path(self._firsts[-1]).name, self._end, 0)
-            write(self._file or 0, record, self._end)
-            self._end += len(record)
-            self.last = batch.first + len(batch.lines) - 1
+            if batch.first > self.last:
+                file = self._file_for(batch.first)
+                record = frame(encode(batch), file.name, self._end, 0)
+                write(self._file, record, self._end)
+                self._end += len(record)
+                self.last = batch.first + len(batch.lines) - 1
 
     def sync(self) -> None:
-        """Wait until all that was written is on disk. Raises OSError."""
-        if self._file is not None:
-            os.fdatasync(self._file)
+        """Wait until all that was written is on disk. Raises `SyncFailed`."""
+        if self._file != NOT_OPEN:
+            sync(self._file, self._path(self._firsts[-1]))
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
+        if self._file != NOT_OPEN:
             os.close(self._file)
-            self._file = None
+            self._file = NOT_OPEN
 
     def read(self, after: int, limit: int) -> list[LedgerLine]:
         """See `Store.events`. Raises `StoreDown` where a file is damaged."""
@@ -98,9 +112,8 @@ class Ledger:
             upto = batch.first + len(batch.lines) - 1
         return upto, upto - self.pruned
 
-    def prune(self, upto: int) -> None:
-        """Forget the lines up to this number, and the files that hold no others. Raises OSError."""
-        self.pruned = max(self.pruned, upto)
+    def remove_pruned(self) -> None:
+        """Remove the files that hold pruned lines only. Raises OSError."""
         while len(self._firsts) > 1 and self._firsts[1] <= self.pruned + 1:
             self._path(self._firsts[0]).unlink(missing_ok=True)
             del self._firsts[0]
@@ -124,7 +137,8 @@ class Ledger:
                     yield batch
                     after = batch.first + len(batch.lines) - 1
         if after < self.last:
-            raise StoreDown(f"{self._folder}: the ledger is damaged: what follows number {after} cannot be read")
+            file = self._path(self._firsts[max(0, bisect_right(self._firsts, after + 1) - 1)])
+            raise StoreDown(f"{file} is damaged: event {after + 1}, and what follows, cannot be read")
 
     def _remember(self, seq: int) -> None:
         """Where to go on behind this number: who reads page by page need not search from the file's beginning."""
@@ -145,10 +159,17 @@ class Ledger:
     def _opened(self, first: int) -> int:
         return os.open(self._path(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _next_file(self, first: int) -> None:
-        self.sync()
-        file = self._opened(first)
-        self.close()
-        self._file, self._end = file, 0
-        self._firsts.append(first)
-        sync_folder(self._folder)
+    def _file_for(self, first: int) -> Path:
+        """The file that this number goes to, open: the last one, or the next. Raises OSError, `SyncFailed`."""
+        if self._file == NOT_OPEN or self._end >= FILE_BYTES:
+            self.sync()
+            file = self._opened(first)
+            try:
+                sync_folder(self._folder)
+            except OSError as error:
+                os.close(file)
+                raise SyncFailed(f"{self._folder}: {error.strerror}") from error
+            self.close()
+            self._file, self._end = file, 0
+            self._firsts.append(first)
+        return self._path(self._firsts[-1])

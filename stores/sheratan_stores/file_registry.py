@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from sheratan_hub.clock import Clock, rfc3339
+from sheratan_stores.file_disk import in_thread, replace
 from sheratan_stores.state import NONE, State, unpack
 
 log = logging.getLogger("sheratan.store")
@@ -42,7 +41,7 @@ class Registry:
         self.changed.clear()
         rows = dict(self._state.rows.get("node", NONE))
         try:
-            await asyncio.to_thread(self._replace, rows)
+            await in_thread(self._replace, rows)
         except OSError as error:
             self.changed.set()
             if not self._failing:
@@ -53,21 +52,13 @@ class Registry:
 
     def _replace(self, rows: dict[str, bytes]) -> None:
         nodes = {id: readable(unpack(packed).doc) for id, packed in sorted(rows.items())}
-        text = msgspec.json.format(msgspec.json.encode({"written_at": rfc3339(self._clock.now()), "nodes": nodes}))
-        draft = self._path.with_name(f"{self._path.name}.tmp")
-        with suppress(FileNotFoundError):
-            draft.unlink()
-        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(file, "wb") as out:
-            out.write(text + b"\n")
-            out.flush()
-            os.fsync(file)
-        draft.replace(self._path)
+        text = msgspec.json.encode({"written_at": rfc3339(self._clock.now()), "nodes": nodes})
+        replace(self._path, msgspec.json.format(text) + b"\n")
 
 
 def readable(doc: bytes) -> object:
     """A document as JSON, or as text if it is none."""
     try:
         return msgspec.json.decode(doc)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return doc.decode(errors="replace")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import msgspec
 
 from sheratan_hub.storage import StoreRefused
-from sheratan_stores.file_log import FORMAT, newer, sync_folder, write
+from sheratan_stores.file_disk import draft_of, sync_folder, write
 from sheratan_stores.file_records import frame, read_all
+from sheratan_stores.file_segments import FORMAT, newer
 
 
 class Totals(msgspec.Struct):
@@ -31,6 +31,8 @@ class Totals(msgspec.Struct):
 SYNC_BYTES = 16 << 20
 """After so much is written it is synced, so that the end need not sync hundreds of MiB in front of a commit."""
 
+NOT_OPEN = -1
+
 encode_rows = msgspec.msgpack.Encoder().encode
 decode_rows = msgspec.msgpack.Decoder(list[bytes]).decode
 
@@ -41,9 +43,10 @@ class Writer:
     def __init__(self, folder: Path, totals: Totals) -> None:
         self._folder = folder
         self.path = path_of(folder, totals.snapshot)
-        self._draft = self.path.with_name(f"{self.path.name}.tmp")
+        self._draft = draft_of(self.path)
         self._totals = totals
         self._rows = self._at = self._synced = 0
+        self._file = NOT_OPEN
 
     def begin(self) -> None:
         """Make the draft. Raises OSError, as do the others."""
@@ -65,8 +68,10 @@ class Writer:
 
     def close(self) -> None:
         """Close the file; a draft that was not finished goes."""
-        os.close(self._file)
-        self._draft.unlink(missing_ok=True)
+        if self._file != NOT_OPEN:
+            os.close(self._file)
+            self._file = NOT_OPEN
+            self._draft.unlink(missing_ok=True)
 
     def _write(self, payload: bytes) -> None:
         record = frame(payload, self.path.name, self._at, 0)
@@ -75,6 +80,20 @@ class Writer:
         if self._at - self._synced > SYNC_BYTES:
             os.fdatasync(self._file)
             self._synced = self._at
+
+
+class OnDisk:
+    """A file's content, read when it is asked for. A map of it would be killed by a sector that cannot be read."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._bytes = file, os.fstat(file).st_size
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start, stop, _ = part.indices(self._bytes)
+        return os.pread(self._file, stop - start, start)
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -95,7 +114,8 @@ def read(path: Path, take: Callable[[list[bytes]], None]) -> tuple[Totals, int]:
     totals: Totals | None = None
     rows, end, whole = 0, 0, False
     try:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        with path.open("rb", buffering=0) as file:
+            data = OnDisk(file.fileno())
             for record in read_all(data, path.name):
                 end = record.end
                 if totals is None:

@@ -66,7 +66,7 @@ def holder_of(path: Path) -> Holder | None:
     """Who wrote the lock file at `path` last; None if it does not say. That process may have died since."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Holder)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
 
 

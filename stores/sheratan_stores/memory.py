@@ -47,7 +47,11 @@ class MemoryStore:
     async def begin(self) -> AsyncIterator[MemoryTx]:
         """See `Store.begin`. Nothing is changed before `save`, so there is nothing to roll back."""
         async with self._lock:
-            yield MemoryTx(self._state, self._ledger, self._clock.now())
+            tx = MemoryTx(self._state, self._ledger, self._clock.now())
+            try:
+                yield tx
+            finally:
+                tx.end()
 
     async def fetch(self, keys: Sequence[Key]) -> list[Row]:
         """See `Store.fetch`."""

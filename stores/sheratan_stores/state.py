@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from sortedcontainers import SortedDict, SortedList
 
-from sheratan_hub.storage import LABELS, Changes, Conflict, Due, Key, Loaded, Page, Ready, Row, Wants
+from sheratan_hub.storage import Changes, Conflict, Due, Key, Loaded, Page, Ready, Row, Wants
 
 pack = msgspec.msgpack.Encoder().encode
 """A row as `bytes`."""
@@ -105,11 +105,18 @@ class State:
             return ids.irange(maximum=after, inclusive=(True, False), reverse=True)
         return ids.irange(minimum=after, inclusive=(False, True))
 
-    def packed_after(self, kind: str, after: str | None, limit: int) -> tuple[list[bytes], str | None]:
-        """Up to `limit` packed rows of one kind beyond the id `after`, and the last one's id (None at the end)."""
-        ids = list(islice(self._kinds.get(kind, SortedList()).irange(minimum=after, inclusive=(False, True)), limit))
-        rows = self.rows.get(kind, NONE)
-        return [rows[id] for id in ids], ids[-1] if ids else None
+    def packed_after(
+        self, kind: str, after: str | None, limit: int, limit_bytes: int
+    ) -> tuple[list[bytes], str | None]:
+        """Some packed rows of one kind beyond the id `after`, and the last one's id. They end at either limit."""
+        rows, taken, size = self.rows.get(kind, NONE), [], 0
+        ids = self._kinds.get(kind, SortedList()).irange(minimum=after, inclusive=(False, True))
+        for after in islice(ids, limit):
+            taken.append(rows[after])
+            size += len(rows[after])
+            if size >= limit_bytes:
+                break
+        return taken, after
 
     def counts_from(self, prefix: str) -> dict[str, int]:
         """See `Store.counts`."""
@@ -156,8 +163,9 @@ class State:
 
     def _enter(self, how: Enter, row: Row) -> None:
         how(self._kinds, row.kind, row.id)
-        for slot in range(LABELS):
-            self._enter_label(how, row, slot)
+        for slot, label in enumerate(row.labels):
+            if label is not None:
+                how(self._labels, (row.kind, slot, label), row.id)
         self._enter_lane(how, row)
         self._enter_agenda(how, row)
 
@@ -260,6 +268,10 @@ class StateTx:
         fresh = {row.key for row in changes.new}
         if len(fresh) < len(changes.new) or any(map(self.state.has, fresh)):
             raise Conflict("the key of a new row exists already")
+
+    def end(self) -> None:
+        """The transaction is over: whoever has kept it must not save any more."""
+        self._over = True
 
     def apply(self, changes: Changes, packed: Iterable[bytes]) -> None:
         """Make checked changes true; `packed` are the new rows, then the put ones."""

@@ -1,4 +1,7 @@
-"""A process for tests to kill: `child.py MODE PATH` opens the SQLite store at PATH and says "open" when it has."""
+"""A process for tests to kill: `child.py MODE URL` opens the store of that URL and says "open" when it has.
+
+A path stands for the SQLite store there.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import os
 import sys
 
 from sheratan_hub.clock import SystemClock
-from sheratan_hub.storage import Changes, Key, Row, StoreDown, Wants
-from sheratan_stores.sqlite import SqliteStore
+from sheratan_hub.storage import Changes, Key, Row, Store, StoreDown, Wants, open_store
 
 
 def say(text: object) -> None:
@@ -29,7 +31,7 @@ async def fork() -> None:
     sys.stdin.readline()
 
 
-async def commit(store: SqliteStore) -> None:
+async def commit(store: Store) -> None:
     """Saves three rows, a counter and three lines at a time, and says the last seq of each save that returned."""
     for n in range(1_000_000):
         rows = [Row("job", f"{n:07}-{i}", b"x" * 300, lane="l", order=n) for i in range(3)]
@@ -45,8 +47,8 @@ async def commit(store: SqliteStore) -> None:
             say(seq + 2)
 
 
-async def main(mode: str, path: str) -> None:
-    store = SqliteStore(f"sqlite://{path}", SystemClock())
+async def main(mode: str, url: str) -> None:
+    store = open_store(url if "://" in url else f"sqlite://{url}", SystemClock())
     await store.open()
     say("open")
     await (commit(store) if mode == "commit" else {"hold": hold, "fork": fork}[mode]())
