@@ -50,7 +50,7 @@ main.add_command(jobs)
 @click.option("--data-host", "data__host", help="Address of the data plane.")
 @click.option("--data-port", "data__port", type=int, help="Port of the data plane; 0: any free one.")
 @click.option("--data-dir", "hub__data_dir", type=click.Path(), help="Where state and logs are kept.")
-@click.option("--store", "store__url", help="Store URL, such as sqlite://var/hub.db or memory://.")
+@click.option("--store", "store__url", help="Store URL, such as sqlite://var/hub.db, file://var/hub or memory://.")
 @click.option("--log-level", "log__level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(path: str | None, **flags: object) -> NoReturn:
     """Run a hub, both planes, until SIGTERM or Ctrl-C."""
