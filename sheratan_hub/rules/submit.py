@@ -56,8 +56,9 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 
     def wants(self, scene: Scene) -> Wants:
         """The depth, and the key's row."""
-        keys = {Key("key", key_id(self.key))} if self.key is not None else set()
-        return Wants(keys=keys, counts={"job:pending"})
+        if self.key is None:
+            return DEPTH
+        return Wants(keys={Key("key", key_id(self.key))}, counts={"job:pending"})
 
     def decide(self, view: View) -> Decision:
         """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`."""
@@ -160,6 +161,9 @@ def key_hint(key: str) -> str:
     """What the audit log may show of a key: its beginning, never more than 8 characters, never the whole."""
     return key[: min(8, len(key) // 2)]
 
+
+DEPTH = Wants(counts={"job:pending"})
+"""What a submit without a key wants."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeyDoc).decode

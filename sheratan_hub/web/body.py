@@ -82,14 +82,14 @@ def decode(text: bytes, kind: type[T]) -> T:
         raise Refused(Code.BAD_JSON, "the body is not valid JSON") from error
 
 
-def refuse_long(entries: int, most: int) -> None:
-    """Refused with `batch_too_large` when there are more entries than one request may have."""
-    if entries > most:
-        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {most} entries, not {entries}")
+def refuse_long(entries: Any, most: int) -> None:
+    """Refused with `batch_too_large` when a list has more entries than one request may have."""
+    if isinstance(entries, list) and len(entries) > most:
+        raise Refused(Code.BATCH_TOO_LARGE, f"a batch may have {most} entries, not {len(entries)}")
 
 
-def check_json(body: bytes, depth: int) -> None:
-    """Refuse what is not one strict JSON object.
+def check_json(body: bytes, depth: int) -> dict[str, Any]:
+    """The body, read; refused if it is not one strict JSON object.
 
     A text that comes back the same after reading and writing it has no repeated key, no NaN, no infinity, no
     lone surrogate, no number beyond 64 bit. Compact JSON does, and so does what Python's `json.dumps` writes;
@@ -101,9 +101,11 @@ def check_json(body: bytes, depth: int) -> None:
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         same = False
     if not same:
-        _examine(body)
+        doc = _examine(body)
     if body.count(b"{") + body.count(b"[") > depth:
         _refuse_deep(body, depth)
+    found: dict[str, Any] = doc
+    return found
 
 
 def _refuse_deep(body: bytes, depth: int) -> None:
@@ -120,7 +122,7 @@ def _too_deep() -> Refused:
     return Refused(Code.TOO_DEEP, "the body is nested too deep")
 
 
-def _examine(body: bytes) -> None:
+def _examine(body: bytes) -> dict[str, Any]:
     try:
         doc = json.loads(
             body.decode(),
@@ -137,6 +139,7 @@ def _examine(body: bytes) -> None:
     if not isinstance(doc, _Object):
         raise Refused(Code.BAD_JSON, "the body must be a JSON object")
     _refuse_repeated(doc)
+    return doc
 
 
 class _Object(dict[str, Any]):

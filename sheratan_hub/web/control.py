@@ -48,11 +48,12 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     )
 
 
-def read_beat(body: bytes, _settings: Settings) -> tuple[BeatForm, dict[str, str | int | float | bool]]:
+def read_beat(
+    body: bytes, doc: dict[str, Any], _settings: Settings
+) -> tuple[BeatForm, dict[str, str | int | float | bool]]:
     """A heartbeat's form, and its other scalar fields as labels."""
     known = BeatForm.__struct_fields__
-    sent = msgspec.json.decode(body).items()
-    others = {name: value for name, value in sent if name not in known and not _SECRET.search(name)}
+    others = {name: value for name, value in doc.items() if name not in known and not _SECRET.search(name)}
     scalars = {name[:100]: value for name, value in others.items() if isinstance(value, (str, int, float, bool))}
     labels = {name: value[:500] if isinstance(value, str) else value for name, value in scalars.items()}
     return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])

@@ -42,7 +42,8 @@ LARGE_BYTES = 65_536
 class Route:
     """One line of the route table. `plane` is where it is served; elsewhere its path is answered 410.
 
-    A body is decoded as `form`, or by `reader` where the route takes more than one; `batch` allows a large one.
+    A body is decoded as `form`, or by `reader` (from its text, what is in it, and the settings) where that is not all;
+    `batch` allows a large one.
     A GET that `acts` (the fleet pulls by it) has no HEAD.
     """
 
@@ -52,7 +53,7 @@ class Route:
     handler: Callable[[Call], Awaitable[web.StreamResponse]]
     right: Right = "token"
     form: type[Any] | None = None
-    reader: Callable[[bytes, Settings], Any] | None = None
+    reader: Callable[[bytes, dict[str, Any], Settings], Any] | None = None
     body_optional: bool = False
     batch: bool = False
     acts: bool = False
@@ -216,11 +217,11 @@ class Plane:
         if not body and route.body_optional:
             body = b"{}"
         if len(body) > LARGE_BYTES:
-            await asyncio.to_thread(check_json, body, limits.json_depth)
+            doc = await asyncio.to_thread(check_json, body, limits.json_depth)
         else:
-            check_json(body, limits.json_depth)
+            doc = check_json(body, limits.json_depth)
         if route.reader is not None:
-            return route.reader(body, self._services.settings)
+            return route.reader(body, doc, self._services.settings)
         return decode(body, route.form or EmptyForm)
 
     def _refused(self, call: Call, no: Refused) -> Answer:

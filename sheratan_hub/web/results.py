@@ -9,13 +9,14 @@ import msgspec
 from aiohttp import web
 
 from sheratan_hub.canonical import Raw
+from sheratan_hub.config import Settings
 from sheratan_hub.items import Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.finish import Finish, Finished
 from sheratan_hub.rules.integrity import Proof, check_result
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
-from sheratan_hub.web.forms import FleetResultForm, IntegrityForm, NamedReportForm, ReportForm, ResultForm
+from sheratan_hub.web.forms import FleetResultForm, IntegrityForm, NamedReportForm, ReportForm, ResultForm, ResultsForm
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.pulls import deliver, pull_after, wait_ms
 from sheratan_hub.web.render import reply
@@ -40,9 +41,14 @@ async def _one(call: Call, job_id: str, form: ResultForm | FleetResultForm, wait
     return await deliver(call, done, **finished(outcomes[0]))
 
 
+def read_results(body: bytes, doc: dict[str, Any], settings: Settings) -> ResultsForm:
+    """The body of POST /api/results."""
+    refuse_long(doc.get("results"), settings.limits.batch_jobs)
+    return decode(body, ResultsForm)
+
+
 async def results(call: Call) -> web.StreamResponse:
     """POST /api/results: several, each with an outcome of its own."""
-    refuse_long(len(call.form.results), call.settings.limits.batch_jobs)
     parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
     commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
     if call.form.pull is None:

@@ -42,7 +42,7 @@ ROUTES = (
     Route("GET", "/mesh/pull_requests/{node_id}", "data", pulls.fleet_pull, acts=True),
     Route("POST", "/mesh/pull_requests/{node_id}", "data", pulls.fleet_pull, form=FleetPullForm, body_optional=True),
     Route("POST", "/mesh/submit_result", "data", results.fleet_result, form=FleetResultForm),
-    Route("POST", "/api/results", "data", results.results, form=ResultsForm, batch=True),
+    Route("POST", "/api/results", "data", results.results, form=ResultsForm, reader=results.read_results, batch=True),
     Route("GET", "/api/jobs/{id}", "data", data.job),
     Route("POST", "/api/jobs/{id}/result", "data", results.result, form=ResultForm),
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
