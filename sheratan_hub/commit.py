@@ -129,23 +129,28 @@ class Committer:
         for item in batch:
             await self._commit_until_done([item])
 
-    async def _commit(self, batch: list[Item]) -> bool:
+    async def _commit(self, batch: list[Item], *, serving: bool = True) -> bool:
         """One try; false if the batch must be taken apart to find the item that breaks it. Raises `Conflict`.
 
         Broad `except`, one of the four: no bug may end the hub.
         """
         guests: list[Item] = []
         try:
-            committed, view = await self._transact(batch, guests)
+            committed, view = await self._transact(batch, guests if serving else None)
         except Exception as error:
             self._memo.forget()
             for guest in guests:
                 if guest.future is not None:
                     guest.future.cancel()
+            if guests and not isinstance(error, Conflict | StoreDown):
+                return await self._commit(batch, serving=False)  # it may have been a guest's fault
             return self._failed(batch, error)
         self.failing = False
         try:
             await self._learn(view, committed.changes)
+        except Exception:
+            log.exception("the directory of lanes could not be brought up to date")
+        try:
             self._after(committed)
         except Exception:
             log.exception("what follows a commit failed")
@@ -165,17 +170,18 @@ class Committer:
             resolve(batch, error)
         return len(batch) == 1
 
-    async def _transact(self, batch: list[Item], guests: list[Item]) -> tuple[Committed, View]:
-        """Decide the batch and whoever waits for what it makes, and save; `guests` are filled in."""
+    async def _transact(self, batch: list[Item], guests: list[Item] | None) -> tuple[Committed, View]:
+        """Decide the batch and whoever waits for what it makes (`guests` are filled in; None: nobody), and save."""
         scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order)
         view = View(scene)
         async with self._store.begin() as tx:
             durable = await decide(batch, tx, view, self._memo)
-            durable = await self._serve(guests, tx, view) or durable
+            if guests is not None:
+                durable = await self._serve(guests, tx, view) or durable
             changes = view.changes()
             if changes:
                 await tx.save(changes, durable=durable)
-        items = (*batch, *guests)
+        items = (*batch, *(guests or ()))
         happened = [Happened(item.notes, item.origin) for item in items if item.notes]
         return Committed(happened, changes, sum(len(item.commands) for item in items)), view
 
@@ -196,8 +202,8 @@ class Committer:
         self._memo.learn(view, changes)
         for lane, head in view.heads().items():
             self.lanes.set(lane, head)
-        for lane in view.left:
-            self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
         for row in (*changes.new, *changes.put):
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)
+        for lane in view.left:
+            self.lanes.set(lane, (await self._store.heads(lane)).get(lane))

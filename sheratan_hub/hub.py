@@ -46,6 +46,7 @@ class Hub:
         self.ready = False
         self.max_polls = max_polls
         self._observers: list[Observer] = []
+        self._undelivered: list[Command] = []
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
         self.loops = [Loop("sweep", self.sweep, clock)]
@@ -105,22 +106,28 @@ class Hub:
             return await self._look([*first, command], origin, order)
         until = self.clock.now() + wait_ms
         outcomes: list[Outcome] = []
-        with self.waiting.pull(await self._offer(command), command.limit) as waiter:
+        name = (command.node_id, command.pull_id) if command.pull_id is not None else None
+        with self.waiting.pull(await self._offer(command), command.limit, name) as waiter:
             while True:
                 waiter.event.clear()
-                wakes, freed = len(waiter.woken), waiter.freed
+                wakes, freed, frees = len(waiter.woken), waiter.freed, self.waiting.frees
                 told, pulled = await self._look([*first, command], origin, order)
                 outcomes, first = [*outcomes, *told], ()
-                waiter.looked(len(pulled.jobs), pulled.reason, wakes)
+                for lane in waiter.looked(len(pulled.jobs), pulled.reason, wakes):
+                    if lane in self.committer.lanes:
+                        self.waiting.wake(lane)
                 if freed and pulled.reason == "no_job":
                     self.waiting.pass_on(waiter)
+                if waiter.saturated and self.waiting.frees != frees:
+                    waiter.event.set()  # a lease has ended while it looked
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
                 woken = await self._wait(waiter, command, origin, left)
                 given = await self._given(waiter)
-                if given is not None or not woken:
+                if given is not None or not woken or waiter.replaced:
                     return outcomes, given or pulled
+                waiter.offer = await self._offer(command)
 
     async def _wait(self, waiter: Waiter, command: Pull, origin: Origin, ms: int) -> bool:
         """Whether something has come up; if it was a job, the pull may have been decided with it already."""
@@ -181,10 +188,21 @@ class Hub:
 
     def give_back(self, pulled: Pulled) -> None:
         """Release leases whose answer could not be delivered, if it was the only one that told of them."""
-        releases = [Release(job.id, job.lease_id or "", undelivered=True) for job in pulled.jobs]
-        if releases:
-            with suppress(Refused):  # the hub has closed: they end by their own time
-                self.committer.add(Item(releases, HUB, None, urgent=True))
+        self._give_back([Release(job.id, job.lease_id or "", undelivered=True) for job in pulled.jobs])
+
+    def _give_back(self, releases: Sequence[Command]) -> None:
+        """If the store fails it is tried again with the next sweep; when the hub closes, leases end by their time."""
+        if not releases:
+            return
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: self._undelivered.extend(releases if done.exception() else ()))
+        with suppress(Refused):
+            self.committer.add(Item(releases, HUB, future, urgent=True))
+
+    def give_back_again(self) -> None:
+        """Release what a failing store has kept from being released."""
+        again, self._undelivered = self._undelivered, []
+        self._give_back(again)
 
     async def _offer(self, command: Pull) -> Offer:
         if command.capabilities is not None:

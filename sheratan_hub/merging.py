@@ -24,8 +24,11 @@ T = TypeVar("T")
 BATCH_ENTRIES = 500
 BATCH_BYTES = 16 * 1024 * 1024 - 128 * 1024
 """What a hub takes, less the room for a pull beside the entries."""
-ENTRY_AT_FAULT = frozenset({400, 413, 422})
+ENTRY_AT_FAULT = frozenset({400, 413, 422, 500})
 """Statuses by which a hub refuses a whole batch for what stands in one entry of it."""
+
+NO_ROOM_MS = 1000
+"""When an entry that the hub had no room for is offered again at the soonest; an entry names no time."""
 
 IN_FLIGHT = 2
 """So many merged requests are out at once: the hub works on one while the other is written or read, and one answer that
@@ -109,7 +112,7 @@ class Merger(Generic[T]):
         try:
             outcomes = await self._ask(batch)
         except HubRefused as no:
-            if len(batch) > 1 and no.status in ENTRY_AT_FAULT | {500}:
+            if len(batch) > 1 and no.status in ENTRY_AT_FAULT:
                 half = len(batch) // 2
                 await self._deliver(batch[:half])
                 await self._deliver(batch[half:])
@@ -144,7 +147,7 @@ def _tell(entries: Sequence[Entry] | deque[Entry], outcome: object) -> None:
 
 def _raised(no: Refusal) -> HubRefused | TryAgain:
     refused = HubRefused(no.status, no.code, no.detail, {"ok": False, **msgspec.structs.asdict(no)})
-    return TryAgain(refused) if no.status in TRY_AGAIN else refused
+    return TryAgain(refused, NO_ROOM_MS) if no.status in TRY_AGAIN else refused
 
 
 # batches

@@ -18,6 +18,7 @@ JOB_AGENDAS = ("lease", "wait", "expire")
 
 async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
+    hub.give_back_again()
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
     outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]

@@ -18,9 +18,10 @@ class Waiter:
     `woken` holds the lanes it was woken for and has not used; `saturated`, that it waits for a lease to end;
     `freed`, that it was woken because one has ended. `item` is its pull while it sleeps; `served`, once that is
     decided in the batch that makes a job for it, will hold the outcome (cancelled: it must look itself).
+    `replaced`: the same pull has come again, so that nobody reads this one's answer any more.
     """
 
-    __slots__ = ("event", "freed", "item", "limit", "offer", "saturated", "served", "woken")
+    __slots__ = ("event", "freed", "item", "limit", "offer", "replaced", "saturated", "served", "woken")
 
     def __init__(self, offer: Offer, limit: int) -> None:
         self.offer = offer
@@ -31,6 +32,7 @@ class Waiter:
         self.freed = False
         self.item: Item | None = None
         self.served: asyncio.Future[list[Outcome]] | None = None
+        self.replaced = False
 
     def serve(self) -> Item:
         """Its pull, to be decided now; only while it sleeps."""
@@ -41,15 +43,19 @@ class Waiter:
         item.future.add_done_callback(lambda _: self.event.set())
         return item
 
-    def looked(self, found: int, reason: str | None, wakes: int) -> None:
-        """It has looked. Its first `wakes` wakes are used up by what it found, or all if there was no job left.
+    def looked(self, found: int, reason: str | None, wakes: int) -> list[str]:
+        """It has looked. Its first `wakes` wakes are used up by what it found, or all if there was no job for it.
 
-        Wakes that it could not use (the limit is reached, its node is stale) go to others when it leaves.
+        The lanes of these are returned: somebody else may find one there. Wakes that it could not use (the limit
+        is reached, its node is stale) go to others when it leaves.
         """
-        del self.woken[: wakes if reason == "no_job" else min(found, wakes)]
+        used = wakes if reason == "no_job" else min(found, wakes)
+        lanes = self.woken[:used] if reason == "no_job" else []
+        del self.woken[:used]
         self.saturated = reason == "inflight_limit"
         if found or self.saturated:
             self.freed = False
+        return lanes
 
 
 class JobWaiter:
@@ -68,7 +74,10 @@ class Waiting:
     def __init__(self) -> None:
         self._pulls: OrderedDict[Waiter, None] = OrderedDict()
         self._jobs: dict[str, set[JobWaiter]] = {}
+        self._named: dict[tuple[str, str], Waiter] = {}
         self._closed = False
+        self.frees = 0
+        """How many leases have ended."""
 
     def __len__(self) -> int:
         return len(self._pulls) + sum(map(len, self._jobs.values()))
@@ -84,16 +93,26 @@ class Waiting:
         return self._closed
 
     @contextmanager
-    def pull(self, offer: Offer, limit: int) -> Iterator[Waiter]:
-        """Stand in line from before the first look until the last; a wake that came to nothing is passed on."""
+    def pull(self, offer: Offer, limit: int, name: tuple[str, str] | None = None) -> Iterator[Waiter]:
+        """Stand in line from before the first look until the last; a wake that came to nothing is passed on.
+
+        Of two with one `name` (node and pull_id) the older is sent home: its client has asked again.
+        """
         waiter = Waiter(offer, limit)
         if self._closed:
             waiter.event.set()
+        if name is not None:
+            if (older := self._named.get(name)) is not None:
+                older.replaced = True
+                older.event.set()
+            self._named[name] = waiter
         try:
             self._pulls[waiter] = None
             yield waiter
         finally:
             del self._pulls[waiter]
+            if name is not None and self._named[name] is waiter:
+                del self._named[name]
             for lane in waiter.woken:
                 self.wake(lane)
             if waiter.freed:
@@ -117,7 +136,7 @@ class Waiting:
     def committed(self, new: Iterable[Row], put: Iterable[Row]) -> None:
         """Wake whom these rows concern: a claimable job a pull that can take it, an ended lease one that waits for
         it, a finished job its own waiters."""
-        nobody: set[str] = set()
+        nobody: set[Shape] = set()
         for row in new:
             self._claimable(row, nobody)
         for row in put:
@@ -129,9 +148,12 @@ class Waiting:
                         waiter.row = row
                         waiter.event.set()
 
-    def _claimable(self, row: Row, nobody: set[str]) -> None:
-        if row.lane is not None and row.lane not in nobody and not self.wake(row.lane):
-            nobody.add(row.lane)
+    def _claimable(self, row: Row, nobody: set[Shape]) -> None:
+        if row.lane is None or not self._pulls:
+            return
+        shape = shape_of(row.lane)
+        if shape not in nobody and not self.wake(row.lane):
+            nobody.add(shape)
 
     def pass_on(self, waiter: Waiter) -> None:
         """It was woken because a lease has ended, but has no job to take: let another look."""
@@ -139,6 +161,7 @@ class Waiting:
         self._free_one()
 
     def _free_one(self) -> None:
+        self.frees += 1
         for waiter in self._pulls:
             if waiter.saturated:
                 waiter.saturated, waiter.freed = False, True
@@ -151,7 +174,7 @@ class Waiting:
             return False
         name = read_lane(lane)
         for waiter in self._pulls:
-            if len(waiter.woken) < waiter.limit and suits(name.kind, name.needs, waiter.offer):
+            if len(waiter.woken) < waiter.limit and not waiter.replaced and suits(name.kind, name.needs, waiter.offer):
                 waiter.woken.append(lane)
                 waiter.event.set()
                 return True
@@ -159,22 +182,22 @@ class Waiting:
 
     def takers(self, lanes: Mapping[str, int]) -> list[Waiter]:
         """The sleeping pulls that can take what is in these lanes, first come first: enough for the jobs there are."""
-        left = dict(lanes)
-        names = {lane: read_lane(lane) for lane in lanes}
+        left: dict[Shape, int] = {}
+        for lane, n in lanes.items():
+            left[shape_of(lane)] = left.get(shape_of(lane), 0) + n
         takers = []
         for waiter in self._pulls:
             if not left:
                 break
-            if waiter.item is None or waiter.saturated:
+            if waiter.item is None or waiter.saturated or waiter.replaced:
                 continue
             room = waiter.limit
-            for lane in [lane for lane in left if suits(names[lane].kind, names[lane].needs, waiter.offer)]:
-                if room <= 0:
-                    break
-                taken = min(room, left[lane])
-                room, left[lane] = room - taken, left[lane] - taken
-                if not left[lane]:
-                    del left[lane]
+            for kind, needs in [shape for shape in left if suits(*shape, waiter.offer)]:
+                taken = min(room, left[kind, needs])
+                room -= taken
+                left[kind, needs] -= taken
+                if not left[kind, needs]:
+                    del left[kind, needs]
             if room < waiter.limit:
                 takers.append(waiter)
         return takers
@@ -187,3 +210,13 @@ class Waiting:
         for waiters in self._jobs.values():
             for one in waiters:
                 one.event.set()
+
+
+Shape = tuple[str, tuple[str, ...]]
+"""What decides who can take the jobs of a lane: their kind, and the capabilities they need."""
+
+
+def shape_of(lane: str) -> Shape:
+    """The shape of a lane's jobs."""
+    name = read_lane(lane)
+    return name.kind, name.needs

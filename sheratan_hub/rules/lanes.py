@@ -39,6 +39,7 @@ def lane_name(level: int, kind: str, source: str, needs: tuple[str, ...]) -> str
     return orjson.dumps((level, kind, source, needs)).decode()
 
 
+@lru_cache(4096)
 def read_lane(name: str) -> Lane:
     """The inverse of `lane_name`."""
     return _decode(name)

@@ -44,9 +44,10 @@ class View:
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
         for ready, rows in loaded.ready.items():
-            self._ready[ready.lane] = rows
-            self._at[ready.lane] = 0
-            self._depth[ready.lane] = wants.ready[ready]
+            if wants.ready[ready] > self._depth.get(ready.lane, 0):
+                self._ready[ready.lane] = rows
+                self._at[ready.lane] = 0
+                self._depth[ready.lane] = wants.ready[ready]
             self._keep(rows)
         for due, rows in loaded.due.items():
             self._due[due.agenda] = rows
@@ -107,7 +108,7 @@ class View:
     def ready(self, lane: str, limit: int) -> list[Row]:
         """Up to `limit` rows of `lane` that nobody in this batch has taken; fewer only if there are no more.
 
-        Those that this batch has made come last: they are the youngest.
+        Those that this batch has made, or brought back, take their place among them.
         """
         if lane not in self._ready:
             raise Need(Wants(ready={Ready(lane): limit}))
@@ -115,12 +116,13 @@ class View:
         found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
         if len(found) < limit and len(rows) >= self._depth[lane]:
             raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
-        if len(found) < limit and lane in self._joined:
-            found += islice((row for row in self._joined[lane] if self._rows[row.key] is row), limit - len(found))
+        if lane in self._joined:
+            found += [row for row in self._joined[lane] if self._rows[row.key] is row]
+            found = sorted(found, key=_place)[:limit]
         return found
 
     def joined(self) -> dict[str, list[int]]:
-        """The orders of the rows that this batch makes and that may be claimed, by lane."""
+        """The orders of the rows that this batch makes, or brings back, and that may be claimed, by lane."""
         left = (
             (lane, [row.order for row in rows if self._rows[row.key] is row]) for lane, rows in self._joined.items()
         )
@@ -156,6 +158,9 @@ class View:
                 self.used_up.discard(row.lane)
         for row in decision.put:
             self._write(row.key, row)
+            if row.lane is not None:
+                self._joined.setdefault(row.lane, []).append(row)
+                self.used_up.discard(row.lane)
         for key in decision.gone:
             self._write(key, None)
         self._events.extend(decision.events)
@@ -204,6 +209,10 @@ class View:
         copy._locked, copy._orders = set(self._locked), self._orders
         copy._joined = {lane: list(rows) for lane, rows in self._joined.items()}
         return copy
+
+
+def _place(row: Row) -> tuple[int, str]:
+    return row.order, row.id
 
 
 @lru_cache(32)

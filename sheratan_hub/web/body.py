@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import orjson
-from aiohttp import hdrs
+from aiohttp import HttpVersion11, hdrs
 from aiohttp.web_request import BaseRequest
 
 from sheratan_hub.rules.command import Code, Refused
@@ -36,7 +36,8 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
     length = request.content_length
     if length is not None and length > limit:
         raise _too_large(limit)
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+    expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11
+    if expects and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if request.content.is_eof():
         body = await request.content.readany()

@@ -31,7 +31,7 @@ log = logging.getLogger("sheratan.store")
 FIRST_BYTES, SEGMENT_BYTES = 1 << 20, 32 << 20
 """How large the first segment is made, and how large the largest; each is twice the one before."""
 
-COMPACT_BYTES = 64 << 20
+COMPACT_BYTES = 128 << 20
 """So much log, and as much as the last snapshot has, is there before a new snapshot is taken."""
 
 

@@ -278,3 +278,28 @@ async def test_a_refused_result_does_not_wait(make_hub: MakeHub) -> None:
     with pytest.raises(Refused):
         await hub.pull_after([Finish("j", True, "wrong")], command, 30_000, HUB, "while_fine")
     assert (len(hub.waiting), await hub.counts()) == (0, {"job:pending": 1})
+
+
+async def test_a_lease_that_ends_while_a_pull_looks_is_not_missed(make_hub: MakeHub) -> None:
+    hub = await make_hub(Limits(max_inflight=1))
+    await submit(hub, "a")
+    await submit(hub, "b")
+    (held,) = (await pull(hub, "n1")).jobs
+    waiting = pull(hub, "n2")
+    ended = asyncio.create_task(hub.execute(Finish(held.id, True, held.lease_id)))
+    await settle()  # both in one batch: the pull found the limit reached, then the lease ended
+    await ended
+    assert [job.id for job in waiting.result().jobs] == ["b"]
+
+
+async def test_a_wake_that_a_node_cannot_use_any_more_is_passed_on(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute(Beat("n1", capabilities=("gpu",)))
+    first = pull(hub, "n1", capabilities=None)
+    await settle()
+    second = pull(hub, "n2", capabilities=frozenset({"gpu"}))
+    await settle()
+    await hub.execute(Beat("n1", capabilities=()))
+    await submit(hub, "j", needs=("gpu",))
+    await settle()
+    assert (first.done(), [job.id for job in second.result().jobs]) == (False, ["j"])
