@@ -253,6 +253,7 @@ def test_flags_of_serve_win_over_everything(tmp_path: Path) -> None:
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(3)]
         process.terminate()
+        process.communicate(timeout=30)  # it may have more to say: nobody listening would be an error
     assert process.returncode == 0
     assert "8787" not in said[0]
     assert "8788" not in said[1]
