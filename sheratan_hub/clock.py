@@ -48,7 +48,7 @@ class SystemClock:
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
-        self._last_id = 0
+        self._ids = Ids()
 
     def now(self) -> int:
         """See `Clock.now`."""
@@ -69,8 +69,7 @@ class SystemClock:
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""
-        self._last_id = next_uuid7(self.now(), self._last_id, random.getrandbits(80))
-        return uuid_text(self._last_id)
+        return self._ids.next(self.now(), random.getrandbits(80))
 
     def secret(self) -> str:
         """See `Clock.secret`."""
@@ -89,7 +88,7 @@ class VirtualClock:
         self._random = random.Random(seed)
         self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
         self._count = 0
-        self._last_id = 0
+        self._ids = Ids()
 
     def now(self) -> int:
         """See `Clock.now`."""
@@ -129,8 +128,7 @@ class VirtualClock:
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""
-        self._last_id = next_uuid7(self._now, self._last_id, int.from_bytes(self._random.randbytes(10), "big"))
-        return uuid_text(self._last_id)
+        return self._ids.next(self._now, self._random.getrandbits(80))
 
     def secret(self) -> str:
         """See `Clock.secret`, but the same at every run."""
@@ -147,26 +145,33 @@ async def settle(turns: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-def next_uuid7(now_ms: int, last: int, noise: int) -> int:
-    """The UUIDv7 for `now_ms` with 80 bits of `noise`, but always above `last` (RFC 9562, method 1 and 3).
+class Ids:
+    """Makes UUIDv7 texts, each above the one before (RFC 9562, section 6.2, methods 1 and 2).
 
-    The 74 random bits hold `noise`; when the clock stands still or went back, `last` counts on by a small step.
+    The first of a millisecond has 73 random bits; those that follow in it, or while the clock stands still or goes
+    back, count its last 48 bits on by random steps. A count that runs over moves on to the next millisecond.
     """
-    high, low = noise >> 68, noise & ((1 << 62) - 1)
-    fresh = (now_ms << 80) | (0x7 << 76) | (high << 64) | (0b10 << 62) | low
-    if fresh > last:
-        return fresh
-    step = 1 + (noise & 0xFFFF_FFFF)
-    low = (last & ((1 << 62) - 1)) + step
-    if low < 1 << 62:
-        return (last >> 62 << 62) | low
-    return ((last >> 80) + 1 << 80) | (0x7 << 76) | (0b10 << 62) | step
 
+    def __init__(self) -> None:
+        self._ms = -1
+        self._low = 0
+        self._start = ""
 
-def uuid_text(value: int) -> str:
-    """A 128-bit number in the usual form of a UUID."""
-    text = value.to_bytes(16, "big").hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    def next(self, now_ms: int, noise: int) -> str:
+        """The next id at `now_ms`; `noise` are 80 random bits."""
+        if now_ms > self._ms:
+            self._begin(now_ms, noise)
+        else:
+            self._low += 1 + (noise & 0xFFFF_FFFF)
+            if self._low >> 48:
+                self._begin(self._ms + 1, noise)
+        return f"{self._start}{self._low:012x}"
+
+    def _begin(self, ms: int, noise: int) -> None:
+        self._ms, self._low = ms, noise & 0x7FFF_FFFF_FFFF
+        stamp = f"{ms:012x}"
+        high, variant = noise >> 48 & 0xFFF, 0x8000 | noise >> 60 & 0x3FFF
+        self._start = f"{stamp[:8]}-{stamp[8:]}-7{high:03x}-{variant:04x}-"
 
 
 def rfc3339(ms: int) -> str:

@@ -150,17 +150,10 @@ class View:
     def apply(self, decision: Decision) -> None:
         """Make a decision part of what later commands of the batch see."""
         for row in decision.new:
-            key = row.key
-            self._write(key, row)
-            self._fresh.add(key)
-            if row.lane is not None:
-                self._joined.setdefault(row.lane, []).append(row)
-                self.used_up.discard(row.lane)
+            self._fresh.add(row.key)
+            self._write(row.key, row)
         for row in decision.put:
             self._write(row.key, row)
-            if row.lane is not None:
-                self._joined.setdefault(row.lane, []).append(row)
-                self.used_up.discard(row.lane)
         for key in decision.gone:
             self._write(key, None)
         self._events.extend(decision.events)
@@ -168,12 +161,17 @@ class View:
     def _write(self, key: Key, row: Row | None) -> None:
         before = self._rows.get(key)
         self._locked.add(key)
-        if before is not None and before.lane is not None and before.lane not in self._ready:
-            self.left.add(before.lane)
-        for facet in facets(before):
-            self._deltas[facet] = self._deltas.get(facet, 0) - 1
-        for facet in facets(row):
-            self._deltas[facet] = self._deltas.get(facet, 0) + 1
+        if before is not None:
+            if before.lane is not None and before.lane not in self._ready:
+                self.left.add(before.lane)
+            for facet in facets(before):
+                self._deltas[facet] = self._deltas.get(facet, 0) - 1
+        if row is not None:
+            for facet in facets(row):
+                self._deltas[facet] = self._deltas.get(facet, 0) + 1
+            if row.lane is not None:
+                self._joined.setdefault(row.lane, []).append(row)
+                self.used_up.discard(row.lane)
         self._rows[key] = self._written[key] = row
 
     def changes(self) -> Changes:
