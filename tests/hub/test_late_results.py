@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
@@ -134,3 +135,18 @@ async def test_delays_are_looked_through_once_after_a_start_page_by_page(
     for _ in range(5):
         await hub.sweep()
     assert pages == [None, "j0999"]
+
+
+async def test_hundreds_of_leases_that_are_lost_again_are_swept_in_one_transaction(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    hub = await make_hub(msgspec.structs.replace(LIMITS, max_inflight=999))
+    await hub.execute_many([Submit(f"j{n:03}", "k") for n in range(300)])
+    seen: list[int] = []
+    for _ in range(2):
+        assert len(await lease(hub, "a", 300)) == 300
+        await clock.advance(1000)
+        hub.observe(lambda committed: seen.append(len(committed.changes.put)))
+        await hub.sweep()
+    assert max(seen) == 600, "each job and its record"
+    assert (await hub.job("j299")).tried == 2

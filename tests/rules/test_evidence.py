@@ -9,7 +9,7 @@ import pytest
 from sheratan_hub.canonical import result_sha256
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.evidence import LAST_KEPT, RESULT_BYTES, Evidence, Late, evidence_of
-from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
+from sheratan_hub.rules.finish import CLOSED_KEPT, Cancel, Extend, Finish, Release
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.sweep import SweepJobs
@@ -116,6 +116,18 @@ def test_a_lease_that_its_own_worker_ended_leaves_no_evidence() -> None:
     stage.do(Release(job_id, first.lease_id or ""))
     stage.lease()
     assert refused(stage, done(first)) is Code.RESULT_CONFLICT
+    assert stage.job(job_id).late_results == 0
+
+
+def test_nor_does_one_that_ended_too_long_ago_to_be_told_from_others() -> None:
+    stage = Stage()
+    job_id = stage.submit()
+    first = stage.lease()
+    stage.do(Release(job_id, first.lease_id or ""))
+    for _ in range(CLOSED_KEPT):
+        stage.do(Release(job_id, stage.lease().lease_id or ""))
+    stage.lease()
+    assert refused(stage, done(first)) is Code.LEASE_SUPERSEDED
     assert stage.job(job_id).late_results == 0
 
 
