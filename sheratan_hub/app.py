@@ -51,6 +51,7 @@ def limits_of(settings: Settings) -> Limits:
         node_ttl_ms=nodes.ttl_seconds * 1000,
         node_dead_ms=nodes.dead_seconds * 1000,
         restart_grace_ms=settings.hub.restart_grace_seconds * 1000,
+        max_deliveries=queue.max_deliveries,
     )
 
 

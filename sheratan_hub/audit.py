@@ -30,6 +30,8 @@ NAMES = {
     "node.stale": "NODE_STALE",
     "node.dead": "NODE_DEAD",
     "node.forgotten": "NODE_FORGOTTEN",
+    "job.superseded": "RESULT_SUPERSEDED",
+    "job.judged": "RESULT_SUPERSEDED",
     f"refused.{Code.MISSING_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",

@@ -80,6 +80,7 @@ class QueueSettings(Section, frozen=True):
     max_losses: int = 3
     loss_delay_ms: int = 1000
     cancel_grace_seconds: int = 30
+    max_deliveries: int = 50
 
 
 class RetrySettings(Section, frozen=True):

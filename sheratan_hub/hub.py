@@ -47,6 +47,7 @@ class Hub:
         self.max_polls = max_polls
         self._observers: list[Observer] = []
         self._undelivered: list[Command] = []
+        self.delays_after: str | None = ""
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
         self.loops = [Loop("sweep", self.sweep, clock)]
@@ -186,9 +187,13 @@ class Hub:
         if not future.cancelled() and future.exception() is None and isinstance(future.result()[-1], Pulled):
             self.give_back(future.result()[-1])
 
-    def give_back(self, pulled: Pulled) -> None:
-        """Release leases whose answer could not be delivered, if it was the only one that told of them."""
-        self._give_back([Release(job.id, job.lease_id or "", undelivered=True) for job in pulled.jobs])
+    def give_back(self, pulled: Pulled, *, begun: bool = False) -> None:
+        """Release leases whose answer could not be delivered, if it was the only one that told of them.
+
+        `begun`: some of it may have arrived; then an at_most_once job is left to its lease, which ends as a loss.
+        """
+        jobs = [job for job in pulled.jobs if not (begun and job.at_most_once)]
+        self._give_back([Release(job.id, job.lease_id or "", undelivered=True) for job in jobs])
 
     def _give_back(self, releases: Sequence[Command]) -> None:
         """If the store fails it is tried again with the next sweep; when the hub closes, leases end by their time."""

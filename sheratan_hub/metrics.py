@@ -24,6 +24,9 @@ from sheratan_hub.items import Committed
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
 JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
 
+LATE = frozenset({"job.superseded", "job.judged"})
+DIVERGED = {True: "true", False: "false", None: "unknown"}
+
 
 class Minute:
     """How often each name was counted in the last 60 seconds, to the second."""
@@ -68,6 +71,9 @@ class Metrics:
         self._by_event: dict[str, Counter] = {}
         self._answered: dict[tuple[str, str, int], Counter] = {}
         self._commands = self._counter("sheratan_commands", "Commands committed.")
+        self._superseded = self._counter(
+            "sheratan_superseded_results", "Late results kept as evidence, by whether they differ.", "diverged"
+        )
         self._batches = Histogram(
             "sheratan_commit_batch_commands",
             "Commands that shared one transaction.",
@@ -99,9 +105,15 @@ class Metrics:
         for name, n in tally.items():
             self._of_event(name).inc(n)
             self.minute.add(name, n)
+        if tally.keys() & LATE:
+            self._late(committed)
         if committed.commands:
             self._commands.inc(committed.commands)
             self._batches.observe(committed.commands)
+
+    def _late(self, committed: Committed) -> None:
+        for event in (event for happened in committed.happened for event in happened.events if event.event in LATE):
+            self._superseded.labels(DIVERGED[event.meta["diverged"]]).inc()
 
     def _of_event(self, name: str) -> Counter:
         counter = self._by_event.get(name)

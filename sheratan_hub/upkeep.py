@@ -8,7 +8,7 @@ from sheratan_hub.items import HUB, Item
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
-from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
+from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, ReapNode, SweepJobs, delayed_beyond
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
@@ -19,6 +19,7 @@ JOB_AGENDAS = ("lease", "wait", "expire")
 async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
+    await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
     outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
@@ -56,6 +57,18 @@ async def _clamp_leases(hub: Hub) -> None:
         if page.next is None:
             return
         after = page.next
+
+
+async def _clamp_delays(hub: Hub) -> None:
+    """Design rule 12 for jobs that wait: one page with each sweep, until all that were there at the start are seen."""
+    if hub.delays_after is None:
+        return
+    page = await hub.page("job", ("pending",), hub.delays_after or None, 1000)
+    now = hub.clock.now()
+    wrong = tuple(job.id for job in map(job_of, page.rows) if delayed_beyond(job, now))
+    if wrong:
+        await hub.execute_many([ClampDelays(wrong)], urgent=True)
+    hub.delays_after = page.next
 
 
 async def _clamp_nodes(hub: Hub) -> None:

@@ -102,6 +102,7 @@ class Limits(msgspec.Struct, frozen=True):
     node_ttl_ms: int = 120_000
     node_dead_ms: int = 600_000
     restart_grace_ms: int = 15_000
+    max_deliveries: int = 50
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):
@@ -141,7 +142,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a command decided: the answer, the rows it writes, the events it makes.
 
     `events` go to the ledger in the same transaction, `notes` only to the observers after it. `durable` is
-    false only if losing the change in a power cut breaks no promise.
+    false only if losing the change in a power cut breaks no promise. An `answer` that is a `Refused` is a refusal that
+    writes: the command ends with it as if it had been raised, and what the decision holds is committed.
     """
 
     answer: Any
@@ -183,6 +185,8 @@ class Together(msgspec.Struct, frozen=True, gc=False):
         for place, command in enumerate(self.commands):
             try:
                 decision = command.decide(trial)
+                if isinstance(decision.answer, Refused):
+                    raise decision.answer
             except Need as need:
                 needs.append(need.wants)
                 continue

@@ -56,7 +56,11 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job's document. Times in ms since 1970, durations in ms. `params`, `result`, `error` are JSON texts."""
+    """A job's document. Times in ms since 1970, durations in ms. `params`, `result`, `error` are JSON texts.
+
+    `delay_ms` is how long it was to wait when it began to; `tried` counts the attempts on record (`rules/attempts.py`);
+    `uncounted` are deliveries that do not count for `max_deliveries`.
+    """
 
     id: str
     kind: str
@@ -99,6 +103,9 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     closed: tuple[Closed, ...] = ()
     traceparent: str | None = None
     key: str | None = None
+    delay_ms: int = 0
+    tried: int = 0
+    uncounted: int = 0
 
     def after(self, happened: str, **changes: Any) -> Job:
         """This job after a transition of the table, with other fields changed as given."""

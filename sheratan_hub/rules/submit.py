@@ -121,6 +121,8 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             start,
             waiting,
         )
+        if waiting and start == now + self.delay_ms:
+            job = job.with_(delay_ms=self.delay_ms)
         if self.key is None and self.traceparent is None:
             return job
         return job.with_(traceparent=self.traceparent, key=None if self.key is None else key_id(self.key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from sheratan_hub.config import Settings
@@ -14,6 +15,7 @@ from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
 from sheratan_hub.web.forms import BatchForm, JobForm
+from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
 from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, reply, submitted
@@ -139,7 +141,9 @@ async def job(call: Call) -> web.StreamResponse:
     """GET /api/jobs/{id}: one, after waiting for its end if asked."""
     wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
     found = await call.hub.job(call.params["id"], wait_ms)
-    return reply(job_answer(found, await call.hub.params([found]), alone=True))
+    answer = job_answer(found, await call.hub.params([found]), alone=True)
+    past = (await histories(call.hub, [found]))[found.id]
+    return reply(msgspec.structs.replace(answer, attempts=past.attempts, late=past.late))
 
 
 async def jobs(call: Call) -> web.StreamResponse:

@@ -64,14 +64,16 @@ async def deliver(call: Call, done: Pulled, **also: Any) -> web.StreamResponse:
     response = reply(pulled(done, defer_ms(call, done.reason), call.services.clock.now(), **also))
     if not done.jobs:
         return response
+    begun = False
     try:
         transport = call.request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
+        begun = True
         await response.prepare(call.request)
         await response.write_eof()
     except (ConnectionError, asyncio.CancelledError):
-        call.hub.give_back(done)
+        call.hub.give_back(done, begun=begun)
         raise
     return response
 

@@ -15,6 +15,7 @@ from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.history import AttemptAnswer, LateAnswer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -61,6 +62,9 @@ class JobAnswer(msgspec.Struct, frozen=True):
     started_at: str | None
     finished_at: str | None
     not_before: str | None
+    lost_on: tuple[str, ...]
+    attempts: list[AttemptAnswer] | msgspec.UnsetType = msgspec.UNSET
+    late: list[LateAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True):
@@ -79,6 +83,7 @@ class LeaseAnswer(msgspec.Struct, frozen=True):
     mission_id: str | None
     task_id: str | None
     traceparent: str | None
+    delivery: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
@@ -119,6 +124,7 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
         rfc3339(job.started_at) if job.started_at else None,
         rfc3339(job.finished_at) if job.finished_at else None,
         rfc3339(job.not_before) if job.not_before else None,
+        job.lost_on,
     )
 
 
@@ -148,6 +154,7 @@ def _lease(job: Job, params: Mapping[str, bytes], now: int) -> LeaseAnswer:
         job.mission_id,
         job.task_id,
         job.traceparent,
+        "at_most_once" if job.at_most_once else msgspec.UNSET,
     )
 
 

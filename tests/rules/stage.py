@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheratan_hub.rules.command import Command, Event, Limits, Need, Scene
+from sheratan_hub.rules.command import Command, Event, Limits, Need, Refused, Scene
 from sheratan_hub.rules.jobs import Job, job_of
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.pull import Pull
@@ -50,6 +50,8 @@ class Stage:
         for facet, n in changes.counts.items():
             self.counts[facet] = self.counts.get(facet, 0) + n
         self.events += decision.events
+        if isinstance(decision.answer, Refused):
+            raise decision.answer
         return decision.answer
 
     def _load(self, wants: Wants) -> tuple[Wants, Loaded]:

@@ -20,13 +20,13 @@ from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules import jobs, pull
+from sheratan_hub.rules import evidence, jobs, pull
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import forms, render, results
+from sheratan_hub.web import forms, history, render, results
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -50,6 +50,8 @@ ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
     "A job": render.JobAnswer,
     "A lease": render.LeaseAnswer,
+    "An attempt": history.AttemptAnswer,
+    "A late result": history.LateAnswer,
 }
 
 
@@ -121,7 +123,7 @@ def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
     guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
     audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
     assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
-    told_once(column("Of audit lines"), audited | guards)
+    told_once(column("Of audit lines"), audited | guards | set(evidence.VERDICTS.values()))
     assert {row[1] for row in table("Of audit lines")} <= audit_events()
 
 
@@ -295,6 +297,7 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         column("Ledger"),
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
         | {"job.submitted", "job.cancel_requested"}
+        | {"job.superseded", "job.judged"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
         | {"node.forgotten"},
     )
@@ -405,7 +408,7 @@ async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSit
     assert shell.returncode == 0, err.decode()
     (listed,) = (await site.data("GET", "/api/jobs"))[1]["jobs"]
     assert (listed["status"], listed["result"]) == ("completed", {"said": "Hello Ada"})
-    assert json.loads(out.splitlines()[-1]) == {"ok": True, **listed}
+    assert json.loads(out.splitlines()[-1]) == {"ok": True, **listed, "attempts": [], "late": []}
 
 
 async def test_the_worker_and_the_client_of_the_readme_work_together(
