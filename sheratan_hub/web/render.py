@@ -13,6 +13,7 @@ from sheratan_hub.rules.attestation import Attested, Claim
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
+from sheratan_hub.rules.redrive import Redriven
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.web.answer import Answer
 
@@ -61,6 +62,13 @@ class JobAnswer(msgspec.Struct, frozen=True):
     started_at: str | None
     finished_at: str | None
     not_before: str | None
+    redrives: int
+
+
+class DeadAnswer(JobAnswer, frozen=True):
+    """A dead letter: the job, and how each of its attempts ended, as far as that was kept."""
+
+    attempts: list[dict[str, Any]]
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True):
@@ -119,7 +127,24 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
         rfc3339(job.started_at) if job.started_at else None,
         rfc3339(job.finished_at) if job.finished_at else None,
         rfc3339(job.not_before) if job.not_before else None,
+        job.redrives,
     )
+
+
+def dead_answer(job: Job, params: Mapping[str, bytes], attempts: bytes | None) -> DeadAnswer:
+    """A dead letter as operators see it; `attempts` is the row in which each attempt's end is kept, if there is one."""
+    told = msgspec.json.decode(attempts, type=list[dict[str, Any]]) if attempts else []
+    for one in told:
+        if isinstance(one.get("at"), int):
+            one["at"] = rfc3339(one["at"])
+    return DeadAnswer(**msgspec.structs.asdict(job_answer(job, params, alone=False)), attempts=told)
+
+
+def redriven_answer(done: Redriven) -> dict[str, Any]:
+    """What a redrive is told; `redriven` is false when the job was unfinished already."""
+    at = rfc3339(done.not_before) if done.not_before else None
+    told = {"ok": True, "job_id": done.job_id, "status": done.status, "redriven": done.changed}
+    return {**told, "redrives": done.redrives, "not_before": at}
 
 
 def pulled(done: Pulled, defer_ms: int, now: int, **also: Any) -> dict[str, Any]:
