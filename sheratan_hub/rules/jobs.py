@@ -107,8 +107,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     redrives: int = 0
     redriven_at: int = 0
-    attempts_before: int = 0
-    """Deliveries of the lives before the last redrive: limits on deliveries count from there."""
+    uncounted: int = 0
+    """Deliveries that do not count for a limit on them: those before the last redrive."""
 
     def after(self, happened: str, **changes: Any) -> Job:
         """This job after a transition of the table, with other fields changed as given."""

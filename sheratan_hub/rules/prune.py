@@ -92,28 +92,34 @@ def prunable(job: Job, view: View) -> int:
 
 
 def _ask(view: View, jobs: list[Job]) -> None:
-    """Load what must be known of the rows beside the jobs: whose a key is, and whether a result was read."""
-    beside = {Key("key", job.key) for job in jobs if job.key is not None and not prunable(job, view)}
-    beside |= {Key("read", job.id) for job in jobs if job.status == "completed"}
+    """Load the rows that may be there beside the jobs."""
+    beside = {key for job in jobs if not prunable(job, view) for key in _beside(job)}
     missing = {key for key in beside if not view.has(key.kind, key.id, locked=True)}
     if missing:
         raise Need(Wants(keys=missing))
 
 
-def _rows_of(job: Job, view: View) -> Iterable[Key]:
-    """The job's row and all that belongs to it."""
-    yield job_key(job.id)
-    if job.params_apart:
-        yield Key("params", job.id)
-    if job.status != "completed" or job.attempt > 1:
+def _beside(job: Job) -> Iterable[Key]:
+    """What may belong to a job beside its own row; nothing is named that this job cannot have."""
+    if job.status == "completed":
+        yield Key("read", job.id)
+    if job.status != "completed" or job.attempt > 1 or job.failures or job.losses:
         yield Key("attempts", job.id)
     if job.late_results:
         yield Key("late", job.id)
-    if job.status == "completed" and view.row("read", job.id) is not None:
-        yield Key("read", job.id)
-    held = view.row("key", job.key) if job.key is not None else None
-    if held is not None and named_job(held) == job.id:
-        yield held.key
+    if job.key is not None:
+        yield Key("key", job.key)
+
+
+def _rows_of(job: Job, view: View) -> Iterable[Key]:
+    """The job's row and all that belongs to it; a key that names another job by now does not."""
+    yield job_key(job.id)
+    if job.params_apart:
+        yield Key("params", job.id)
+    for key in _beside(job):
+        row = view.row(key.kind, key.id)
+        if row is not None and (key.kind != "key" or named_job(row) == job.id):
+            yield key
 
 
 class MarkRead(msgspec.Struct, frozen=True, gc=False):

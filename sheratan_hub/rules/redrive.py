@@ -76,7 +76,7 @@ def redriven(job: Job, now: int) -> Job:
         result=NULL,
         redrives=job.redrives + 1,
         redriven_at=now,
-        attempts_before=job.attempt,
+        uncounted=job.attempt,
     )
 
 

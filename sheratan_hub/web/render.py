@@ -133,9 +133,10 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
 
 def dead_answer(job: Job, params: Mapping[str, bytes], attempts: bytes | None) -> DeadAnswer:
     """A dead letter as operators see it; `attempts` is the row in which each attempt's end is kept, if there is one."""
-    told = msgspec.json.decode(attempts, type=list[dict[str, Any]]) if attempts else []
+    kept = msgspec.json.decode(attempts, type=list[dict[str, Any]]) if attempts else []
+    told = [{name: one.get(name) for name in ("attempt", "node_id", "outcome", "error", "at")} for one in kept]
     for one in told:
-        if isinstance(one.get("at"), int):
+        if isinstance(one["at"], int):
             one["at"] = rfc3339(one["at"])
     return DeadAnswer(**msgspec.structs.asdict(job_answer(job, params, alone=False)), attempts=told)
 
