@@ -70,7 +70,6 @@ def redriven(job: Job, now: int) -> Job:
         losses=0,
         lost_on=(),
         lease_id=None,
-        cancel_at=0,
         finished_at=0,
         reason=None,
         result=NULL,

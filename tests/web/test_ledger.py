@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -34,6 +35,7 @@ async def told(site: Site, query: str = "") -> list[dict[str, Any]]:
         more = f"&cursor={cursor}" if cursor else ""
         status, body = await site.data("GET", f"/api/ledger?{query}{more}")
         assert status == 200, body
+        assert len(body["events"]) <= int(parse_qs(query).get("limit", ["100"])[0])
         found += body["events"]
         cursor = body["next_cursor"]
         if cursor is None:
