@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
@@ -17,6 +18,7 @@ from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.config import Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
+from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
@@ -52,7 +54,22 @@ def limits_of(settings: Settings) -> Limits:
         node_dead_ms=nodes.dead_seconds * 1000,
         restart_grace_ms=settings.hub.restart_grace_seconds * 1000,
         max_deliveries=queue.max_deliveries,
+        **_kept(settings),
     )
+
+
+def _kept(settings: Settings) -> dict[str, Any]:
+    """How long finished jobs and events are kept. Without a dead-letter list, failed jobs are as completed ones."""
+    retention = settings.retention
+    failed_seconds = retention.failed_seconds if settings.dlq.enabled else retention.completed_seconds
+    return {
+        "completed_kept_ms": retention.completed_seconds * 1000,
+        "cancelled_kept_ms": retention.cancelled_seconds * 1000,
+        "failed_kept_ms": failed_seconds * 1000,
+        "ledger_kept_ms": retention.ledger_days * 86_400_000,
+        "dead_letters": settings.dlq.enabled,
+        "dead_letters_max": settings.dlq.max_items,
+    }
 
 
 class App:
@@ -61,7 +78,9 @@ class App:
     def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
         self.settings, self.store, self.clock = settings, store, clock
         self.metrics = Metrics(clock)
-        self.audit = Audit(Path(settings.hub.data_dir) / "logs" / "hub_security_audit.jsonl", clock)
+        logs = Path(settings.hub.data_dir) / "logs"
+        self.audit = Audit(logs / "hub_security_audit.jsonl", clock, dead_letters=settings.dlq.enabled)
+        self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
         self.hub = Hub(
             store,
             clock,
@@ -72,6 +91,8 @@ class App:
         )
         self.hub.observe(self.audit.committed)
         self.hub.observe(self.metrics.committed)
+        if self.ledger is not None:
+            self.hub.observe(self.ledger.committed)
         self.ports = {"control": settings.control.port, "data": settings.data.port}
         self.services = Services(
             self.hub,
@@ -96,6 +117,8 @@ class App:
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
+        if self.ledger is not None:
+            loops.append(Loop("ledger", self.ledger.follow, self.clock))
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
@@ -117,7 +140,19 @@ class App:
             await self._committing
             self._tell("hub.stop")
         self.audit.close()
+        await self._close_ledger()
         await self.store.close()
+
+    async def _close_ledger(self) -> None:
+        """Bring the ledger's file up to what was committed, if that can be done; the next start does the rest."""
+        if self.ledger is None:
+            return
+        try:
+            if self._committing is not None:
+                await self.ledger.follow()
+        except (StoreDown, OSError) as error:
+            log.warning("%s is behind: %s", self.ledger.path, error)
+        self.ledger.close()
 
     def _tell(self, event: str) -> None:
         meta = {"version": __version__, "store": self.store_scheme()}

@@ -32,6 +32,10 @@ NAMES = {
     "node.forgotten": "NODE_FORGOTTEN",
     "job.superseded": "RESULT_SUPERSEDED",
     "job.judged": "RESULT_SUPERSEDED",
+    "job.failed": "DLQ_ENQUEUE",
+    "job.redriven": "DLQ_REDRIVE",
+    "jobs.pruned": "ADMIN_ACTION",
+    "admin.action": "ADMIN_ACTION",
     f"refused.{Code.MISSING_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",
@@ -55,8 +59,8 @@ class Fold(NamedTuple):
 class Audit:
     """Appends to one file, going on with the chain that is in it. Raises `OSError` when it cannot be opened."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self.path, self._clock = path, clock
+    def __init__(self, path: Path, clock: Clock, *, dead_letters: bool = True) -> None:
+        self.path, self._clock, self._dead_letters = path, clock, dead_letters
         self._folded: OrderedDict[Fold, tuple[int, int, Origin, dict[str, Any]]] = OrderedDict()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -80,24 +84,27 @@ class Audit:
         """The observer: writes what of a batch is for the audit log."""
         for happened in committed.happened:
             for event in happened.events:
-                name = self._name(event)
-                if name is not None:
+                if "cause" in event.meta:
+                    self._take("LEASE_REAP", event, happened.origin)
+                name = NAMES.get(event.event)
+                if name is not None and self._is_told(event):
                     self._take(name, event, happened.origin)
 
-    def _name(self, event: Event) -> str | None:
-        if "cause" in event.meta:
-            return "LEASE_REAP"
-        return NAMES.get(event.event)
+    def _is_told(self, event: Event) -> bool:
+        """Of what was pruned, only dead letters; and of these nothing where no such list is wanted."""
+        if event.event == "jobs.pruned":
+            return self._dead_letters and event.meta.get("status") == "failed"
+        return self._dead_letters or event.event != "job.failed"
 
     def _take(self, name: str, event: Event, origin: Origin) -> None:
         meta = dict(event.meta)
-        reason = str(meta.pop("cause", None) or meta.pop("reason", None) or "")
+        reason = _reason(name, meta)
         detail = {"job_id": event.job_id, **meta} if event.job_id else meta
         node_id = meta.pop("node_id", None) or origin.node_id
         detail.pop("node_id", None)
         if event.event.startswith("node.") and event.actor != "hub":
             node_id = event.actor
-        if origin is HUB:
+        if name == "ADMIN_ACTION" or (origin is HUB and name != "DLQ_ENQUEUE"):
             self._write(name, origin, node_id, reason, detail)
             return
         fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)
@@ -154,3 +161,11 @@ class Audit:
             os.fsync(self._file)
             os.close(self._file)
             self._file = -1
+
+
+def _reason(name: str, meta: dict[str, Any]) -> str:
+    """Why it happened, taken out of `meta`: for a lease that the hub ended what ended it, else the event's reason."""
+    if name == "LEASE_REAP":
+        return str(meta.pop("cause"))
+    meta.pop("cause", None)
+    return str(meta.pop("reason", None) or "")

@@ -91,6 +91,28 @@ class RetrySettings(Section, frozen=True):
     backoff_cap_ms: int = 60_000
 
 
+class RetentionSettings(Section, frozen=True):
+    """How long what is over is kept, from its end on."""
+
+    completed_seconds: int = 86_400
+    cancelled_seconds: int = 86_400
+    failed_seconds: int = 604_800
+    ledger_days: int = 30
+
+
+class DlqSettings(Section, frozen=True):
+    """The dead-letter list: the failed jobs."""
+
+    enabled: bool = True
+    max_items: int = 10_000
+
+
+class LedgerSettings(Section, frozen=True):
+    """The ledger's file."""
+
+    file: bool = True
+
+
 class IdempotencySettings(Section, frozen=True):
     """How long a key is remembered after its job has ended, and how much of its result is given again."""
 
@@ -148,6 +170,9 @@ class Settings(Section, frozen=True):
     nodes: NodeSettings = NodeSettings()
     queue: QueueSettings = QueueSettings()
     retry: RetrySettings = RetrySettings()
+    retention: RetentionSettings = RetentionSettings()
+    dlq: DlqSettings = DlqSettings()
+    ledger: LedgerSettings = LedgerSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     integrity: IntegritySettings = IntegritySettings()
     limits: LimitSettings = LimitSettings()
@@ -182,6 +207,8 @@ ENVIRONMENT = {
     "SHERATAN_RETRY_MAX_ATTEMPTS": "retry.max_attempts",
     "SHERATAN_RETRY_BACKOFF_BASE_MS": "retry.backoff_base_ms",
     "SHERATAN_RETRY_BACKOFF_CAP_MS": "retry.backoff_cap_ms",
+    "SHERATAN_DLQ_ENABLED": "dlq.enabled",
+    "SHERATAN_DLQ_MAX_ITEMS": "dlq.max_items",
     "SHERATAN_IDEMPOTENCY_TTL_SEC": "idempotency.ttl_seconds",
     "SHERATAN_IDEMPOTENCY_MAX_CACHED_BYTES": "idempotency.max_cached_bytes",
     "SHERATAN_RESULT_INTEGRITY": "integrity.mode",
@@ -207,8 +234,6 @@ LATER = (
     "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
     "SHERATAN_MAX_LEASES_PER_NODE",
     "SHERATAN_PRIORITY_AGE_SEC",
-    "SHERATAN_DLQ_ENABLED",
-    "SHERATAN_DLQ_MAX_ITEMS",
     "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC",
     "SHERATAN_ATTESTATION_SPOOF_THRESHOLD",
 )

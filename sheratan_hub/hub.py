@@ -11,7 +11,9 @@ from typing import Any
 from sheratan_hub.clock import Clock
 from sheratan_hub.commit import Committer
 from sheratan_hub.items import HUB, Committed, Happened, Item, Order, Origin, Outcome
+from sheratan_hub.keeping import Keeping
 from sheratan_hub.loops import Loop
+from sheratan_hub.reading import Reading
 from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.jobs import Job, job_key, job_of
@@ -20,7 +22,7 @@ from sheratan_hub.rules.nodes import Node, State, node_of, state_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
-from sheratan_hub.upkeep import clamp, sweep
+from sheratan_hub.upkeep import SWEPT, clamp, sweep
 from sheratan_hub.waiting import Waiter, Waiting
 
 log = logging.getLogger("sheratan.hub")
@@ -50,7 +52,9 @@ class Hub:
         self.delays_after: str | None = ""
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
-        self.loops = [Loop("sweep", self.sweep, clock)]
+        self.reading, self.keeping = Reading(self), Keeping(self)
+        behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
+        self.loops = [Loop("sweep", self.sweep, clock), *(Loop(name, step, clock) for name, step in behind)]
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
@@ -277,7 +281,7 @@ class Hub:
         rows = (*committed.changes.new, *committed.changes.put)
         if rows:
             self.waiting.committed(committed.changes.new, committed.changes.put)
-            soonest = min((row.due_at for row in rows if row.agenda is not None), default=None)
+            soonest = min((row.due_at for row in rows if row.agenda in SWEPT), default=None)
             if soonest is not None:
                 self.loops[0].nudge(soonest)
 

@@ -85,6 +85,10 @@ class Metrics:
         self._keys = self._gauge("sheratan_idempotency_keys", "Idempotency keys in the store.")
         self._polls = self._gauge("sheratan_long_polls", "Requests that wait for work or for a job's end.")
         self._waiting = self._gauge("sheratan_commands_waiting", "Commands waiting for a transaction.")
+        self._dead = self._counter("sheratan_dead_letters", "Jobs that failed for good, by reason.", "reason")
+        self._pruned = self._counter("sheratan_pruned_jobs", "Finished jobs forgotten by age, by status.", "status")
+        self._over = self._gauge("sheratan_dead_letters_over_limit", "1 while there are more than dlq.max_items.")
+        self._unread = self._gauge("sheratan_pending_processing", "Completed jobs whose result nobody has read yet.")
         build = self._gauge("sheratan_build_info", "The running version.", "version")
         build.labels(__version__).set(1)
 
@@ -102,6 +106,8 @@ class Metrics:
                 tally[event.event] = tally.get(event.event, 0) + 1
                 if "cause" in event.meta:
                     self.minute.add("lease_reap")
+        if "job.failed" in tally or "jobs.pruned" in tally:
+            self._count_ends(committed)
         for name, n in tally.items():
             self._of_event(name).inc(n)
             self.minute.add(name, n)
@@ -114,6 +120,13 @@ class Metrics:
     def _late(self, committed: Committed) -> None:
         for event in (event for happened in committed.happened for event in happened.events if event.event in LATE):
             self._superseded.labels(DIVERGED[event.meta["diverged"]]).inc()
+
+    def _count_ends(self, committed: Committed) -> None:
+        for event in (event for happened in committed.happened for event in happened.events):
+            if event.event == "job.failed":
+                self._dead.labels(str(event.meta.get("reason"))).inc()
+            elif event.event == "jobs.pruned":
+                self._pruned.labels(event.meta["status"]).inc(event.meta["count"])
 
     def _of_event(self, name: str) -> Counter:
         counter = self._by_event.get(name)
@@ -131,7 +144,7 @@ class Metrics:
             counter = self._answered[key] = self._requests.labels(plane, route, str(status))
         counter.inc()
 
-    def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int) -> None:
+    def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int, over: bool = False) -> None:
         """Take the kept counters before a scrape."""
         for status in JOB_STATUSES:
             self._jobs.labels(status).set(counts.get(f"job:{status}", 0))
@@ -140,6 +153,8 @@ class Metrics:
         self._keys.set(counts.get("key", 0))
         self._polls.set(polls)
         self._waiting.set(waiting)
+        self._over.set(over)
+        self._unread.set(unread(counts))
 
     def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The fleet's JSON of the control plane."""
@@ -172,8 +187,14 @@ class Metrics:
             "retry_scheduled_1m": minute["job.retry"],
             "lease_reap_1m": minute["lease_reap"],
             "dlq_size": counts.get("job:failed", 0),
+            "pending_processing": unread(counts),
             "idempotent_hits_1m": minute["key.hit"],
             "idempotent_collisions_1m": minute["refused.idempotency_key_collision"],
             "idempotency_store_size": counts.get("key", 0),
             "integrity": {"ok_1m": minute["integrity.ok"], "fail_1m": minute["refused.result_integrity_fail"]},
         }
+
+
+def unread(counts: Mapping[str, int]) -> int:
+    """How many completed jobs nobody has read the result of: see `MarkRead`."""
+    return max(0, counts.get("job:completed", 0) - counts.get("read", 0))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
 
 JOB_AGENDAS = ("lease", "wait", "expire")
+SWEPT = frozenset({*JOB_AGENDAS, "node"})
+"""The agendas that the sweep looks at; a row that comes into one of them may call for the next sweep."""
 
 
 async def sweep(hub: Hub) -> int | None:

@@ -40,6 +40,7 @@ class Code(StrEnum):
     NOT_HOLDER = "not_holder"
     ALREADY_FINISHED = "already_finished"
     NODE_ALIVE = "node_alive"
+    NOT_FAILED = "not_failed"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
@@ -103,6 +104,12 @@ class Limits(msgspec.Struct, frozen=True):
     node_dead_ms: int = 600_000
     restart_grace_ms: int = 15_000
     max_deliveries: int = 50
+    completed_kept_ms: int = 86_400_000
+    cancelled_kept_ms: int = 86_400_000
+    failed_kept_ms: int = 604_800_000
+    ledger_kept_ms: int = 2_592_000_000
+    dead_letters: bool = True
+    dead_letters_max: int = 10_000
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):

@@ -28,6 +28,8 @@ TRANSITIONS: dict[tuple[str, str], Status] = {
     ("running", "lost"): "pending",
     ("running", "released"): "pending",
     ("running", "cancelled"): "cancelled",
+    ("failed", "redriven"): "pending",
+    ("cancelled", "redriven"): "pending",
 }
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 
@@ -38,8 +40,12 @@ REASONS = (
     "NOT_RETRYABLE",
     "LOST",
     "CANCELLED",
+    "PURGED",
 )
 """Why a job failed or was cancelled: every `reason` that a job can carry."""
+
+PRUNE = {status: f"prune.{status}" for status in sorted(FINISHED)}
+"""The agenda in which a finished job waits to be forgotten, by its state (design rule 15)."""
 
 APART_BYTES = 2048
 """Params above this live in a row of their own, or every transition would write them again."""
@@ -105,7 +111,10 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
     delay_ms: int = 0
     tried: int = 0
+    redrives: int = 0
+    redriven_at: int = 0
     uncounted: int = 0
+    """Deliveries that do not count for a limit on them: those before the last redrive."""
 
     def after(self, happened: str, **changes: Any) -> Job:
         """This job after a transition of the table, with other fields changed as given."""
@@ -118,7 +127,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def finished(self) -> bool:
-        """Whether it has reached a state that never changes."""
+        """Whether it has reached a state that only a redrive changes."""
         return self.status in FINISHED
 
     @property
@@ -158,6 +167,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.status == "running":
             ends = min(self.lease_until, self.times_out_at)
             return "lease", min(ends, self.cancel_at) if self.cancel_at else ends
+        if self.status in PRUNE:
+            return PRUNE[self.status], self.finished_at
         if self.status != "pending":
             return None, 0
         ends = self.ends_unclaimed_at

@@ -154,6 +154,11 @@ def _known(view: View, held: Row | None) -> tuple[Job, KeyDoc] | None:
     return job, doc
 
 
+def named_job(held: Row) -> str:
+    """The id of the job that a key's row is bound to."""
+    return _decode(held.doc).job_id
+
+
 def key_id(key: str) -> str:
     """The row id of an idempotency key: a digest, so that any length fits and the key itself is not kept."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()

@@ -219,14 +219,14 @@ def _of_status(status: str | None) -> tuple[str]:
 
 
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status, nodes by state and attestation, idempotency keys in all."""
+    """What a row counts for: jobs by status, nodes by state and attestation, keys and marks of what was read in all."""
     if row is None:
         return ()
     if row.kind == "job":
         return _of_status(row.labels[0])
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
-    return ("key",) if row.kind == "key" else ()
+    return (row.kind,) if row.kind in ("key", "read") else ()
 
 
 _encode = msgspec.json.Encoder().encode

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sheratan_hub.config import Settings
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
 from sheratan_hub.rules.jobs import TRANSITIONS, job_of
+from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
@@ -18,7 +18,7 @@ from sheratan_hub.web.forms import BatchForm, JobForm
 from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
-from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, reply, submitted
+from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, redriven_answer, reply, submitted
 from sheratan_hub.web.results import finished
 
 STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"quarantined", "throttled"})
@@ -54,7 +54,14 @@ async def fleet_submit(call: Call) -> web.StreamResponse:
 async def _submit_one(call: Call) -> SubmitAnswer:
     command = _submit_command(call, call.form, header=True)
     done: Submitted = await call.hub.execute(command, call.origin)
-    return submitted(done, command.job_id, call.settings.idempotency.max_cached_bytes)
+    return _told(call, done, command.job_id)
+
+
+def _told(call: Call, done: Submitted, request_id: str) -> SubmitAnswer:
+    answer = submitted(done, request_id, call.settings.idempotency.max_cached_bytes)
+    if done.dedup and not answer.result_truncated:
+        call.hub.reading.note(done.job)
+    return answer
 
 
 def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
@@ -107,7 +114,7 @@ def _batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
     if isinstance(outcome, BaseException):
         raise outcome
     request_id = command.job_id if isinstance(command, Submit) else ""
-    return submitted(outcome, request_id, call.settings.idempotency.max_cached_bytes)
+    return _told(call, outcome, request_id)
 
 
 async def extend(call: Call) -> web.StreamResponse:
@@ -137,13 +144,18 @@ async def cancel(call: Call) -> web.StreamResponse:
     return reply({"ok": True, "job_id": done.job_id, "status": done.status, "cancel_requested": done.cancel_requested})
 
 
+async def redrive(call: Call) -> web.StreamResponse:
+    """POST /api/jobs/{id}/redrive: a job that failed or was cancelled runs again."""
+    return reply(redriven_answer(await call.hub.execute(Redrive(call.params["id"]), call.origin)))
+
+
 async def job(call: Call) -> web.StreamResponse:
     """GET /api/jobs/{id}: one, after waiting for its end if asked."""
     wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
     found = await call.hub.job(call.params["id"], wait_ms)
-    answer = job_answer(found, await call.hub.params([found]), alone=True)
     past = (await histories(call.hub, [found]))[found.id]
-    return reply(msgspec.structs.replace(answer, attempts=past.attempts, late=past.late))
+    call.hub.reading.note(found)
+    return reply(job_answer(found, await call.hub.params([found]), alone=True, history=past))
 
 
 async def jobs(call: Call) -> web.StreamResponse:

@@ -13,9 +13,10 @@ from sheratan_hub.rules.attestation import Attested, Claim
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
+from sheratan_hub.rules.redrive import Redriven
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.web.answer import Answer
-from sheratan_hub.web.history import AttemptAnswer, LateAnswer
+from sheratan_hub.web.history import AttemptAnswer, History, LateAnswer
 
 _encode = msgspec.json.Encoder().encode
 
@@ -63,6 +64,7 @@ class JobAnswer(msgspec.Struct, frozen=True):
     finished_at: str | None
     not_before: str | None
     lost_on: tuple[str, ...]
+    redrives: int
     attempts: list[AttemptAnswer] | msgspec.UnsetType = msgspec.UNSET
     late: list[LateAnswer] | msgspec.UnsetType = msgspec.UNSET
 
@@ -100,8 +102,10 @@ def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnsw
     return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, error=value)
 
 
-def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnswer:
-    """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`."""
+def job_answer(
+    job: Job, params: Mapping[str, bytes], *, alone: bool = False, history: History | None = None
+) -> JobAnswer:
+    """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`. With its `history` if given."""
     return JobAnswer(
         True if alone else msgspec.UNSET,
         job.id,
@@ -125,7 +129,17 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
         rfc3339(job.finished_at) if job.finished_at else None,
         rfc3339(job.not_before) if job.not_before else None,
         job.lost_on,
+        job.redrives,
+        history.attempts if history else msgspec.UNSET,
+        history.late if history else msgspec.UNSET,
     )
+
+
+def redriven_answer(done: Redriven) -> dict[str, Any]:
+    """What a redrive is told; `redriven` is false when the job was unfinished already."""
+    at = rfc3339(done.not_before) if done.not_before else None
+    told = {"ok": True, "job_id": done.job_id, "status": done.status, "redriven": done.changed}
+    return {**told, "redrives": done.redrives, "not_before": at}
 
 
 def pulled(done: Pulled, defer_ms: int, now: int, **also: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, pulls, results
+from sheratan_hub.web import admin, control, data, ledger, ops, pulls, results
+from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -48,4 +49,11 @@ ROUTES = (
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
     Route("POST", "/api/jobs/{id}/cancel", "data", data.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/jobs/{id}/redrive", "data", data.redrive, form=RedriveForm, body_optional=True),
+    Route("GET", "/api/ledger", "data", ledger.ledger),
+    Route("GET", "/admin/dlq", "data", admin.dlq, "admin"),
+    Route("POST", "/admin/dlq/redrive", "data", admin.redrive, "admin", form=RedriveManyForm),
+    Route("GET", "/admin/queue", "data", admin.queue, "admin"),
+    Route("POST", "/admin/purge", "data", admin.purge, "admin", form=PurgeForm),
+    Route("POST", "/admin/cancel", "data", admin.cancel, "admin", form=CancelManyForm),
 )

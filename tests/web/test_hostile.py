@@ -353,6 +353,8 @@ BEAT: dict[str, list[Any]] = {
     "endpoint": [5, "x" * 501],
     "attestation": [5, "x", [], {"build_id": 5}, {"capability_hash": {}}],
 }
+MANY: dict[str, list[Any]] = {"limit": [0, -1, "5", HUGE], "cursor": ["", 5, LONG]}
+AGES: list[Any] = [{"older_than_seconds": age} for age in (-1, "5", HUGE)]
 WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "/api/hosts/heartbeat": ({"node_id": "n2"}, BEAT),
     "/mesh/heartbeat": ({"node_id": "n2"}, BEAT),
@@ -370,6 +372,19 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     "/api/jobs/{id}/release": ({"lease_id": "{lease}"}, {"lease_id": ["", 5, None, LONG], "node_id": [5]}),
     "/api/jobs/{id}/cancel": ({}, {}),
+    "/api/jobs/{id}/redrive": ({}, {"dependents": ["yes", 1, None]}),
+    "/admin/dlq/redrive": (
+        {"filter": {}},
+        {**MANY, "filter": [5, [], {"status": "failed"}, {"kind": ""}, {"reason": 5}], "rate_per_second": [0, -1, "5"]},
+    ),
+    "/admin/purge": (
+        {"filter": {}},
+        {**MANY, "filter": [None, 5, {"status": "failed"}, {"node_id": "n1"}, *AGES], "dry_run": ["no", 1, None]},
+    ),
+    "/admin/cancel": (
+        {"filter": {}},
+        {**MANY, "filter": [5, {"status": "failed"}, *AGES], "job_ids": [5, [5], ["x"] * 1001], "dry_run": [1]},
+    ),
 }
 """For every route with a body: one that is fine, and by field the values that are not."""
 
