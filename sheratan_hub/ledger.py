@@ -56,15 +56,16 @@ def entries(lines: Iterable[LedgerLine]) -> list[Entry]:
 class LedgerFile:
     """Appends to `path` what the store's ledger has beyond its last line.
 
-    Raises `OSError` when it cannot be opened. A file whose last line the store does not know belongs to another
-    ledger: it is set aside as `ledger.jsonl.old`.
+    Raises `OSError` when it cannot be opened. Nothing in it is touched before the store is open and so this process
+    is the only one to write it. A file whose last line the store does not know belongs to another ledger: it is set
+    aside as `ledger.jsonl.old`.
     """
 
     def __init__(self, path: Path, store: Store) -> None:
         self.path, self._store = path, store
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self._open()
-        self.seq, self._last = self._cut()
+        self.seq = 0
         self._behind, self._checked = True, False
 
     def _open(self) -> int:
@@ -110,9 +111,10 @@ class LedgerFile:
         return None
 
     async def _check(self) -> None:
-        """Whether the file's last line is one of this store's."""
+        """Find the end of the file; whether its last line is one of this store's."""
+        self.seq, last = self._cut()
         found = await self._store.events(self.seq - 1, 1) if self.seq else []
-        known = not self.seq or (bool(found) and (found[0].seq > self.seq or _text(found) == self._last))
+        known = not self.seq or (bool(found) and (found[0].seq > self.seq or _text(found) == last))
         if not known:
             aside = self.path.with_name(f"{self.path.name}.old")
             log.warning("%s is not the ledger of this store; it is kept as %s", self.path, aside)

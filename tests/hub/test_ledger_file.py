@@ -180,3 +180,12 @@ async def test_what_could_not_be_read_or_written_is_tried_again(
 
 async def _down(*_: Any) -> Any:
     raise StoreDown("the disk is on fire")
+
+
+async def test_a_file_that_another_process_writes_is_not_touched(store: Store, path: Path) -> None:
+    await write(store, 2)
+    (await following(path, store)).close()
+    half = path.read_bytes() + b'{"seq":3,"ts":"20'
+    path.write_bytes(half)
+    LedgerFile(path, store).close()
+    assert path.read_bytes() == half
