@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sheratan_hub.items import HUB, Item
+from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
@@ -20,6 +21,7 @@ async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
+    commands += SweepCascades(), SweepLinks()
     outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):

@@ -61,6 +61,8 @@ class JobAnswer(msgspec.Struct, frozen=True):
     started_at: str | None
     finished_at: str | None
     not_before: str | None
+    root_cause: str | None
+    depends_on_left: int
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True):
@@ -85,7 +87,8 @@ def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnsw
     """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
     job = done.job
     if not job.finished:
-        status = "in_progress" if done.dedup else "accepted"
+        open_status = "quarantined" if job.status == "quarantined" else "in_progress"
+        status = open_status if done.dedup else "accepted"
         return SubmitAnswer(True, request_id, job.id, done.dedup, status)
     value = job.result if job.status == "completed" else job.error
     if len(bytes(value)) > cached_bytes:
@@ -119,6 +122,8 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
         rfc3339(job.started_at) if job.started_at else None,
         rfc3339(job.finished_at) if job.finished_at else None,
         rfc3339(job.not_before) if job.not_before else None,
+        job.root_cause,
+        job.parents_left,
     )
 
 

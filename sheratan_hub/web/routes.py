@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, pulls, results
+from sheratan_hub.web import control, data, missions, ops, pulls, results
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -11,6 +11,7 @@ from sheratan_hub.web.forms import (
     FleetPullForm,
     FleetResultForm,
     JobForm,
+    MissionForm,
     PullForm,
     ReleaseForm,
     ResultForm,
@@ -48,4 +49,9 @@ ROUTES = (
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
     Route("POST", "/api/jobs/{id}/cancel", "data", data.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/missions", "data", missions.submit, form=MissionForm, reader=missions.read_mission, batch=True),
+    Route("GET", "/api/missions", "data", missions.missions),
+    Route("GET", "/api/missions/{id}", "data", missions.mission),
+    Route("POST", "/api/missions/{id}/cancel", "data", missions.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/missions/{id}/redrive", "data", missions.redrive, form=EmptyForm, body_optional=True),
 )
