@@ -21,12 +21,16 @@ async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    commands += SweepCascades(), SweepLinks()
-    outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
+    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes()], urgent=True)
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):
         await _reap(hub, node_id)
     return min((one.next_at for one in swept if one.next_at is not None), default=None)
+
+
+def cascades() -> list[Command]:
+    """What tells dependents of their parents, and ties those that have many to them: a piece of each."""
+    return [SweepCascades(), SweepLinks()]
 
 
 async def _reap(hub: Hub, node_id: str) -> None:

@@ -98,8 +98,8 @@ class MissionForm(Form, frozen=True):
     """A mission to begin: jobs that belong together."""
 
     title: Annotated[str, Meta(min_length=1, max_length=500)]
-    jobs: list[Raw] = []
-    metadata: dict[str, Any] = {}
+    jobs: tuple[Raw, ...] = ()
+    metadata: dict[str, Any] | None = None
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
 
 

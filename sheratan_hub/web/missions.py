@@ -57,7 +57,7 @@ async def submit(call: Call) -> web.StreamResponse:
         call.services.clock.job_id(),
         asked.form.title,
         call.services.clock.now(),
-        msgspec.Raw(msgspec.json.encode(asked.form.metadata)),
+        msgspec.Raw(msgspec.json.encode(asked.form.metadata or {})),
     )
     members = [_member(call, bytes(raw), place, mission.id) for place, raw in enumerate(asked.form.jobs)]
     graph = await checked_graph(call.hub, plan(members, atomic=True))

@@ -86,10 +86,11 @@ class LeaseAnswer(msgspec.Struct, frozen=True):
 def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
     """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
     job = done.job
+    if not done.dedup:
+        return SubmitAnswer(True, request_id, job.id, False, "accepted")
     if not job.finished:
-        open_status = "quarantined" if job.status == "quarantined" else "in_progress"
-        status = open_status if done.dedup else "accepted"
-        return SubmitAnswer(True, request_id, job.id, done.dedup, status)
+        status = "quarantined" if job.status == "quarantined" else "in_progress"
+        return SubmitAnswer(True, request_id, job.id, True, status)
     value = job.result if job.status == "completed" else job.error
     if len(bytes(value)) > cached_bytes:
         return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, result_truncated=True)
