@@ -146,11 +146,10 @@ class Steps:
                 self.unfinished = True
                 continue
             self._told.add(news.job.id)
-            rows = self.view.all_due(news.agenda) or []
-            fresh = [row for row in rows if not self.view.changed(*row.key)]
+            fresh = self._edges_of(news)
             for row in fresh[: self.left]:
                 following += self._tell_one(news, row)
-            complete = len(fresh) <= self.left and len(fresh) == len(rows) < PIECE
+            complete = len(fresh) <= self.left and len(fresh) == len(self.view.all_due(news.agenda) or ()) < PIECE
             self.left -= min(self.left, len(fresh))
             if complete:
                 self._told_all(news)
@@ -163,7 +162,7 @@ class Steps:
         missing = [news.agenda for news in level if self.view.all_due(news.agenda) is None]
         if missing:
             raise Need(edges_of(*missing))
-        children = islice((child_of(row, news.job.id) for news in level for row in self._rows(news)), self.left)
+        children = islice((child_of(row, news.job.id) for news in level for row in self._edges_of(news)), self.left)
         unknown = {job_key(child) for child in children if not self.view.has("job", child, locked=True)}
         if unknown:
             wants = Wants(keys=unknown)
@@ -172,8 +171,9 @@ class Steps:
                 wants.due = edges_of(*(name(key.id) for key in unknown)).due
             raise Need(wants)
 
-    def _rows(self, news: News) -> list[Row]:
-        return self.view.all_due(news.agenda) or []
+    def _edges_of(self, news: News) -> list[Row]:
+        """The edges that were loaded for it, without those that others in the batch have changed since."""
+        return [row for row in self.view.all_due(news.agenda) or () if not self.view.changed(*row.key)]
 
     def _job(self, job_id: str) -> Job | None:
         if job_id not in self._jobs:

@@ -67,7 +67,7 @@ async def submit_many(hub: Hub, ids: list[str], kind: str) -> None:
 
 async def finish_all(hub: Hub, kind: str, n: int) -> None:
     while n:
-        pull = Pull("n", hub.clock.secret(), 100, capabilities=frozenset(), kinds=frozenset({kind}))
+        pull = Pull("n", hub.clock.secret(), min(100, n), capabilities=frozenset(), kinds=frozenset({kind}))
         jobs = (await hub.pull(pull, 0)).jobs
         await hub.execute_many([Finish(job.id, True, job.lease_id) for job in jobs])
         n -= len(jobs)
@@ -143,15 +143,14 @@ async def test_what_a_crash_left_half_done_goes_on_after_the_start(
     assert (await second.counts("job:"))["job:cancelled"] == 81
 
 
-async def test_dependents_may_be_told_by_two_hubs_of_one_batch(make_hub: MakeHub) -> None:
+async def test_sweeps_that_share_a_batch_do_not_hurt_each_other(make_hub: MakeHub) -> None:
     hub = await make_hub(LIMITS)
     await hub.execute(Submit("p", "p"))
     await hub.execute_many([Submit(f"c{n}", "c", depends_on=("p",)) for n in range(600)])
     await hub.execute(Cancel("p"))
-    while (await hub.counts("job:")).get("job:pending"):
+    while (await hub.job("p")).cascade:
         await asyncio.gather(*(hub.sweep() for _ in range(3)))
     assert await hub.counts("job:") == {"job:cancelled": 601}
-    assert not (await hub.job("p")).cascade
 
 
 async def test_a_child_that_comes_in_the_batch_that_tells_is_judged_too(make_hub: MakeHub) -> None:
