@@ -429,6 +429,91 @@ def test_a_long_chain_comes_back_with_its_first() -> None:
     assert not any(stage.job(one).resuming for one in chain)
 
 
+def test_a_dependent_comes_back_once_nothing_above_it_is_failed() -> None:
+    stage = Stage()
+    a, b = stage.submit(), stage.submit()
+    c = stage.submit(depends_on=(a, b))
+    stage.do(Cancel(a))
+    stage.do(Cancel(b))
+    sweep(stage)
+    stage.do(Redrive(a, dependents=True))
+    sweep(stage)
+    assert stage.job(c).status == "cancelled"
+    stage.do(Redrive(b, dependents=True))
+    sweep(stage)
+    assert (stage.job(c).status, stage.job(c).parents_left) == ("pending", 2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_redrives_before_a_sweep_either_may_ask_for_dependents(first: bool) -> None:
+    stage = Stage()
+    a = stage.submit()
+    b = stage.submit(depends_on=(a,))
+    stage.do(Cancel(a))
+    sweep(stage)
+    stage.do(Redrive(a, dependents=first))
+    stage.do(Cancel(a))
+    stage.do(Redrive(a, dependents=not first))
+    sweep(stage)
+    assert stage.job(b).status == "pending"
+
+
+# Several changes in one transaction
+
+
+def test_a_dependent_made_in_the_transaction_that_tells_is_told_too() -> None:
+    stage = Stage()
+    a = stage.submit()
+    b = stage.submit(depends_on=(a,))
+    stage.submit(depends_on=(b,))
+    stage.do(Cancel(a))
+    stage.do(Together((Submit("late", "work", depends_on=(b,)), SweepCascades())))
+    sweep(stage)
+    assert stage.job("late").status == "cancelled"
+
+
+def test_a_second_sweep_in_a_transaction_does_not_take_what_it_sees_for_all() -> None:
+    stage = Stage(max_depth=10**6)
+    a = stage.submit()
+    children = [stage.submit(depends_on=(a,)) for _ in range(2 * PIECE + 100)]
+    stage.do(Cancel(a))
+    stage.do(Together((SweepCascades(), SweepCascades())))
+    sweep(stage)
+    assert set(states(stage, *children)) == {"cancelled"}
+
+
+def test_a_job_that_ends_in_the_transaction_that_tells_of_its_redrive_tells_of_its_end_later() -> None:
+    stage = Stage()
+    a = stage.submit()
+    b = stage.submit(depends_on=(a,))
+    c = stage.submit(depends_on=(b,))
+    d = stage.submit(depends_on=(c,), on_dependency_failure="hold")
+    stage.do(Cancel(c))
+    sweep(stage)
+    stage.do(Redrive(c))
+    stage.do(Cancel(a))
+    sweep(stage)
+    assert states(stage, a, b, c, d) == ["cancelled"] * 3 + ["quarantined"]
+    assert stage.job(d).root_cause == a
+
+
+def test_a_redrive_with_dependents_reaches_those_of_a_job_whose_own_redrive_is_still_told() -> None:
+    stage = Stage()
+    q, r = stage.submit(), stage.submit()
+    p = stage.submit(depends_on=(q, r))
+    x = stage.submit(depends_on=(p,))
+    stage.do(Cancel(q))
+    sweep(stage)
+    stage.do(Redrive(p))
+    stage.do(Cancel(r))
+    stage.do(SweepCascades(edges=1))
+    assert (stage.job(p).status, stage.job(p).resuming) == ("cancelled", True)
+    stage.do(Redrive(q, dependents=True))
+    stage.do(Redrive(r, dependents=True))
+    sweep(stage)
+    assert states(stage, p, x) == ["pending", "pending"]
+
+
 # Pruning
 
 
