@@ -62,13 +62,18 @@ async def _submit_one(call: Call) -> SubmitAnswer:
 
 
 def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
-    headers = call.request.headers
-    key = (headers.get("Idempotency-Key") if header else None) or None
+    key = header_key(call) if header else None
+    return form.command(call.services.clock.job_id(), key, call.request.headers.get("traceparent"))
+
+
+def header_key(call: Call) -> str | None:
+    """The idempotency key of the header. Refused with `invalid_field`."""
+    key = call.request.headers.get("Idempotency-Key") or None
     if key is not None:
         key = key.strip().strip('"')
         if not (0 < len(key) <= 512 and key.isprintable()):
             raise Refused(Code.INVALID_FIELD, "Idempotency-Key must have 1 to 512 printable characters")
-    return form.command(call.services.clock.job_id(), key, headers.get("traceparent"))
+    return key
 
 
 async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:

@@ -25,7 +25,7 @@ from sheratan_hub.rules.missions import (
     progress,
 )
 from sheratan_hub.web.body import decode, refuse_long
-from sheratan_hub.web.data import batch_answer, batch_entry
+from sheratan_hub.web.data import batch_answer, batch_entry, header_key
 from sheratan_hub.web.forms import MissionForm
 from sheratan_hub.web.graphs import checked_graph
 from sheratan_hub.web.plane import Call
@@ -37,22 +37,25 @@ PIECE = 100
 
 
 class AskedMission(msgspec.Struct, frozen=True):
-    """A mission as asked for, and the digest that its idempotency key is bound to."""
+    """A mission as asked for, and the text that an idempotency key is bound to."""
 
     form: MissionForm
-    sha256: str
+    body: bytes
 
 
 def read_mission(body: bytes, doc: dict[str, Any], settings: Settings) -> AskedMission:
     """The body of POST /api/missions."""
     refuse_long(doc.get("jobs"), settings.limits.batch_jobs)
-    form = decode(body, MissionForm)
-    return AskedMission(form, mission_sha256(body) if form.idempotency_key is not None else "")
+    return AskedMission(decode(body, MissionForm), body)
 
 
 async def submit(call: Call) -> web.StreamResponse:
     """POST /api/missions: a titled graph of jobs, all or none."""
     asked: AskedMission = call.form
+    key = header_key(call)
+    if key is not None and asked.form.idempotency_key not in (None, key):
+        raise Refused(Code.INVALID_FIELD, "the Idempotency-Key header and idempotency_key differ")
+    key = asked.form.idempotency_key if key is None else key
     mission = Mission(
         call.services.clock.job_id(),
         asked.form.title,
@@ -61,7 +64,7 @@ async def submit(call: Call) -> web.StreamResponse:
     )
     members = [_member(call, bytes(raw), place, mission.id) for place, raw in enumerate(asked.form.jobs)]
     graph = await checked_graph(call.hub, plan(members, atomic=True))
-    command = MakeMission(mission, graph, asked.form.idempotency_key, asked.sha256)
+    command = MakeMission(mission, graph, key, mission_sha256(asked.body) if key is not None else "")
     made: Made = await call.hub.execute(command, call.origin)
     submits = (member.submit for member in members)
     jobs = [batch_answer(call, one, outcome) for one, outcome in zip(submits, made.jobs, strict=True)]

@@ -93,6 +93,9 @@ async def test_a_repeated_mission_is_the_same_one(site: Site):
     assert (status, again["dedup"], again["mission_id"]) == (200, True, first["mission_id"])
     assert [one["job_id"] for one in again["jobs"]] == [one["job_id"] for one in first["jobs"]]
     assert {one["status"] for one in again["jobs"]} == {"in_progress"}
+    headers = {"Idempotency-Key": "k"}
+    _, again = await site.data("POST", "/api/missions", {"title": "Survey", "jobs": GRAPH}, headers=headers)
+    assert again["mission_id"] == first["mission_id"]
     status, no = await site.data("POST", "/api/missions", {"title": "Other", "jobs": GRAPH, "idempotency_key": "k"})
     assert (status, no["code"]) == (409, "idempotency_key_collision")
     assert (await site.stored())[0]["job:pending"] == 3
