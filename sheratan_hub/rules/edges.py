@@ -164,11 +164,12 @@ def resuming(view: View, job: Job, *, dependents: bool = False) -> tuple[Job, tu
 
     Those on hold wait for it again; with `dependents` those cancelled because of it are redriven, too.
     """
+    job = job.with_(root_cause=None)
     if not job.dependents:
         return job, (), ()
     held = view.row("resume", job.id) if job.resuming else None
-    row = Row("resume", job.id, b"1" if dependents or (held and held.doc == b"1") else b"0", (None,) * 5)
-    row = msgspec.structs.replace(row, agenda="resume", due_at=view.now)
+    revive = dependents or (held is not None and held.doc == b"1")
+    row = Row("resume", job.id, b"1" if revive else b"0", agenda="resume", due_at=view.now)
     job = job.with_(resuming=True, cascade=False)
     return (job, (), (row,)) if held is not None else (job, (row,), ())
 

@@ -210,3 +210,25 @@ async def test_a_hub_that_is_killed_between_two_steps_goes_on_after_the_start(ma
     site = await make_site("sqlite")
     for one in body["jobs"][1:]:
         assert (await ended(site, one["job_id"]))["status"] == "cancelled"
+
+
+async def test_many_parents_are_linked_after_the_answer(site: Site):
+    parts = [{"kind": "part", "ref": f"r{n}"} for n in range(150)]
+    _, body = await batch(site, {"kind": "sum", "depends_on": [one["ref"] for one in parts]}, *parts)
+    ids = [one["job_id"] for one in body["jobs"]]
+    alone = await site.submit("alone", depends_on=ids[1:])
+    for _ in range(2):
+        _, pulled = await site.data("POST", "/api/jobs/pull", {"node_id": "n", "max": 100, "kinds": ["part"]})
+        results = [{"job_id": one["job_id"], "lease_id": one["lease_id"], "ok": True} for one in pulled["jobs"]]
+        assert (await site.data("POST", "/api/results", {"results": results}))[0] == 200
+    found = {(await site.lease(kinds=[kind], **WAIT))["job_id"] for kind in ("sum", "alone")}
+    assert found == {ids[0], alone}
+
+
+async def test_a_repeat_is_known_even_when_what_it_depended_on_is_gone(make_site: MakeSite):
+    site = await make_site()
+    ids = [await site.submit("part") for _ in range(101)]
+    job = {"kind": "sum", "depends_on": ids, "idempotency_key": "k"}
+    _, made = await site.data("POST", "/api/jobs", job)
+    status, again = await site.data("POST", "/api/jobs", {**job, "depends_on": [*ids, "pruned"]})
+    assert (status, again["job_id"], again["dedup"]) == (200, made["job_id"], True)
