@@ -256,11 +256,17 @@ class Hub:
             raise unavailable(down) from down
 
     async def page(
-        self, kind: str, labels: Sequence[str | None] = (), after: str | None = None, limit: int = 100
+        self,
+        kind: str,
+        labels: Sequence[str | None] = (),
+        after: str | None = None,
+        limit: int = 100,
+        *,
+        newest: bool = False,
     ) -> Page:
         """A piece of a list. Refused with `unavailable` when the store is down."""
         try:
-            return await self.store.page(kind, labels, after, limit)
+            return await self.store.page(kind, labels, after, limit, newest=newest)
         except StoreDown as down:
             raise unavailable(down) from down
 

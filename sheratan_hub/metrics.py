@@ -22,7 +22,7 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.items import Committed
 
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
-JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled", "quarantined")
 
 LATE = frozenset({"job.superseded", "job.judged"})
 DIVERGED = {True: "true", False: "false", None: "unknown"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sheratan_hub.items import HUB, Item
+from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
 
 JOB_AGENDAS = ("lease", "wait", "expire")
-SWEPT = frozenset({*JOB_AGENDAS, "node"})
+SWEPT = frozenset({*JOB_AGENDAS, "node", "cascade", "resume", "link"})
 """The agendas that the sweep looks at; a row that comes into one of them may call for the next sweep."""
 
 
@@ -23,11 +24,16 @@ async def sweep(hub: Hub) -> int | None:
     hub.give_back_again()
     await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
+    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes()], urgent=True)
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):
         await _reap(hub, node_id)
     return min((one.next_at for one in swept if one.next_at is not None), default=None)
+
+
+def cascades() -> list[Command]:
+    """What tells dependents of their parents, and ties those that have many to them: a piece of each."""
+    return [SweepCascades(), SweepLinks()]
 
 
 async def _reap(hub: Hub, node_id: str) -> None:

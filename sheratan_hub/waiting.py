@@ -143,7 +143,7 @@ class Waiting:
             self._claimable(row, nobody)
             if row.kind == "job" and row.labels[0] != "running":
                 self._free_one()
-                if row.labels[0] != "pending":
+                if row.labels[0] not in ("pending", "quarantined"):
                     for waiter in self._jobs.get(row.id, ()):
                         waiter.row = row
                         waiter.event.set()

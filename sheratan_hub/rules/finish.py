@@ -226,8 +226,8 @@ class Cancel(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """Refused: `job_not_found`, `already_finished`. A repeat gets the same answer."""
         job = found(view, self.job_id)
-        if job.status == "pending":
-            done = end(job, "cancelled", view.now, "CANCELLED")
+        if job.status in ("pending", "quarantined"):
+            done = end(job, "cancelled", view.now, "CANCELLED", root_cause=None)
             event = job_event(done, "cancelled", view.now, "client", reason="CANCELLED")
             return Decision(Cancelled(job.id, "cancelled", False), put=(done.row,), events=(event,))
         if job.status == "cancelled":

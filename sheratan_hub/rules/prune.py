@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Limits, Need, Scene, due_wants
+from sheratan_hub.rules.edges import Loose, loosen
 from sheratan_hub.rules.jobs import PRUNE, Job, job_event, job_key, job_of
 from sheratan_hub.rules.submit import named_job
 from sheratan_hub.rules.view import View
@@ -19,6 +20,10 @@ from sheratan_hub.storage import Key, Row, Wants
 
 PRUNE_MAX = 100
 """Jobs that one transaction prunes at most, so that others wait for a millisecond or two."""
+
+
+NEEDED_MS = 60_000
+"""A job that unfinished ones depend on is looked at again after so long."""
 
 
 class Pruned(msgspec.Struct, frozen=True, gc=False):
@@ -48,7 +53,9 @@ class Prune(msgspec.Struct, frozen=True, gc=False):
         gone: list[Key] = []
         pruned: list[Job] = []
         for row, job in zip(rows, jobs, strict=True):
-            again_at = prunable(job, view)
+            loose = loosen(view, job)
+            again_at = prunable(job, view, loose)
+            gone += loose.gone
             if again_at:
                 put.append(msgspec.structs.replace(row, due_at=again_at - kept_ms(self.status, view.scene.limits)))
             else:
@@ -79,21 +86,24 @@ def kept_ms(status: str, limits: Limits) -> int:
     }[status]
 
 
-def prunable(job: Job, view: View) -> int:
+def prunable(job: Job, view: View, loose: Loose) -> int:
     """0 when nothing needs this job any more, else when to look again (ms).
 
-    The one place that knows what needs a job whose own time is over: its key, while that is remembered (rule 8).
+    The one place that knows what needs a job whose own time is over: its key, while that is remembered (rule 8), and
+    unfinished jobs that depend on it (rule 7).
     """
     if job.key is not None:
         ends = job.finished_at + view.scene.limits.key_ttl_ms
         if ends > view.now:
             return ends
+    if not loose.prunable:
+        return view.now if loose.gone else view.now + NEEDED_MS
     return 0
 
 
 def _ask(view: View, jobs: list[Job]) -> None:
     """Load the rows that may be there beside the jobs."""
-    beside = {key for job in jobs if not prunable(job, view) for key in _beside(job)}
+    beside = {key for job in jobs if not prunable(job, view, loosen(view, job)) for key in _beside(job)}
     missing = {key for key in beside if not view.has(key.kind, key.id, locked=True)}
     if missing:
         raise Need(Wants(keys=missing))

@@ -24,7 +24,7 @@ class Purge(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """Refused: `job_not_found`."""
         job = found(view, self.job_id)
-        if job.status != "pending":
+        if job.status not in ("pending", "quarantined"):
             return Decision(Cancelled(job.id, job.status, False))
         done = end(job, "cancelled", view.now, "PURGED")
         event = job_event(done, "cancelled", view.now, "operator", reason="PURGED")

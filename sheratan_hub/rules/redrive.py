@@ -6,6 +6,7 @@ import msgspec
 
 from sheratan_hub.canonical import NULL
 from sheratan_hub.rules.command import ORDERS, Code, Decision, Refused, Scene
+from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.jobs import Job, found, job_event, job_key
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Wants
@@ -22,7 +23,9 @@ class Redriven(msgspec.Struct, frozen=True, gc=False):
 
 
 class Redrive(msgspec.Struct, frozen=True, gc=False):
-    """Let a job that failed or was cancelled run again, `delay_ms` from now at the earliest.
+    """Let a job that failed, was cancelled or is held run again, `delay_ms` from now at the earliest.
+
+    Dependents on hold wait for it again; with `dependents` those that were cancelled because of it come back, too.
 
     It is an operator's act: neither the depth limit nor `at_most_once` refuses it. Repeated, it changes nothing.
     """
@@ -30,6 +33,7 @@ class Redrive(msgspec.Struct, frozen=True, gc=False):
     job_id: str
     delay_ms: int = 0
     actor: str = "client"
+    dependents: bool = False
 
     def wants(self, scene: Scene) -> Wants:
         """The job."""
@@ -38,7 +42,7 @@ class Redrive(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """The job waits at the end of its lane. Refused: `job_not_found`, `not_failed`."""
         job = found(view, self.job_id)
-        if not job.finished:
+        if not job.finished and job.status != "quarantined":
             return Decision(Redriven(job.id, job.status, job.redrives, job.not_before, changed=False))
         if job.status == "completed":
             raise Refused(Code.NOT_FAILED, f"job {job.id} is completed; only what failed or was cancelled runs again")
@@ -48,8 +52,9 @@ class Redrive(msgspec.Struct, frozen=True, gc=False):
         event = job_event(
             again, "redriven", view.now, self.actor, reason=job.reason, was=job.status, redrives=again.redrives
         )
+        again, new, put = resuming(view, again, dependents=self.dependents)
         answer = Redriven(job.id, again.status, again.redrives, again.not_before)
-        return Decision(answer, put=(again.row,), events=(event,))
+        return Decision(answer, new=new, put=(again.row, *put), events=(event,))
 
 
 def redriven(job: Job, now: int) -> Job:
@@ -72,6 +77,8 @@ def redriven(job: Job, now: int) -> Job:
         lease_id=None,
         finished_at=0,
         reason=None,
+        root_cause=None,
+        cancel_at=0,
         result=NULL,
         redrives=job.redrives + 1,
         redriven_at=now,

@@ -75,7 +75,12 @@ def delivered_out(job: Job, limits: Limits) -> bool:
 
 
 def end(job: Job, happened: str, now: int, reason: str | None = None, **changes: object) -> Job:
-    """The job finished now. The last lease stays on record, so that a late result is recognised."""
+    """The job finished now. The last lease stays on record, so that a late result is recognised.
+
+    Whoever depends on it is told by the sweep of cascades, on whose agenda its row stands then (rule 7).
+    """
+    if job.dependents:
+        changes["cascade"] = True
     return job.after(happened, finished_at=now, reason=reason, cancel_at=0, **changes)
 
 

@@ -147,6 +147,14 @@ class View:
         """The due rows loaded for `agenda`, as they are now; those changed by this batch are left out."""
         return [row for row in self._due.get(agenda, ()) if self._untouched(row)]
 
+    def all_due(self, agenda: str) -> list[Row] | None:
+        """The due rows of `agenda` as they were loaded, whatever became of them; None: they were not loaded."""
+        return self._due.get(agenda)
+
+    def changed(self, kind: str, id: str) -> bool:
+        """Whether this batch has written the row."""
+        return Key(kind, id) in self._written
+
     def apply(self, decision: Decision) -> None:
         """Make a decision part of what later commands of the batch see."""
         for row in decision.new:
@@ -164,7 +172,7 @@ class View:
         if before is not None:
             if before.lane is not None and before.lane not in self._ready:
                 self.left.add(before.lane)
-            for facet in facets(before):
+            for facet in facets(before) if row is not None else _of_gone(before):
                 self._deltas[facet] = self._deltas.get(facet, 0) - 1
         if row is not None:
             for facet in facets(row):
@@ -218,12 +226,26 @@ def _of_status(status: str | None) -> tuple[str]:
     return (f"job:{status}",)
 
 
+@lru_cache(4096)
+def _in_mission(status: str | None, mission: str) -> tuple[str, str]:
+    return f"job:{status}", f"m:{mission}:{status}"
+
+
+def _of_gone(row: Row | None) -> tuple[str, ...]:
+    """What a row that goes no longer counts for: a mission keeps the counts of jobs that were pruned (rule 15)."""
+    return facets(row) if row is None or row.kind != "job" else _of_status(row.labels[0])
+
+
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status, nodes by state and attestation, keys and marks of what was read in all."""
+    """What a row counts for: jobs by status and in their mission, nodes by state and attestation, keys in all, and
+    marks of what was read.
+    """
+    """What a row counts for: jobs by status and in their mission, nodes by state and attestation, keys in all."""
     if row is None:
         return ()
     if row.kind == "job":
-        return _of_status(row.labels[0])
+        status, _, _, mission, _ = row.labels
+        return _of_status(status) if mission is None else _in_mission(status, mission)
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
     return (row.kind,) if row.kind in ("key", "read") else ()

@@ -90,7 +90,8 @@ async def purge(call: Call) -> web.StreamResponse:
     """POST /admin/purge: waiting jobs are cancelled, with the reason PURGED."""
     form: PurgeForm = call.form
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "purged": 0}
-    after = await _each(call, ("pending",), Purge, done, "purged")
+    status = form.filter.status
+    after = await _each(call, (status,) if status else ("pending", "quarantined"), Purge, done, "purged")
     return reply({"ok": True, **done, "next_cursor": after})
 
 
@@ -101,7 +102,7 @@ async def cancel(call: Call) -> web.StreamResponse:
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "cancelled": 0, "cancel_requested": 0}
     if form.job_ids is None:
         status = form.filter.status if form.filter is not None else None
-        after = await _each(call, (status,) if status else ("pending", "running"), Cancel, done, "cancelled")
+        after = await _each(call, (status,) if status else ("pending", "quarantined", "running"), Cancel, done, "cancelled")
         return reply({"ok": True, **done, "next_cursor": after})
     done["matched"] = len(form.job_ids)
     outcomes: list[dict[str, Any]] = []
@@ -183,7 +184,7 @@ async def queue(call: Call) -> web.StreamResponse:
         {
             "ok": True,
             "counts": {name.removeprefix("job:"): n for name, n in counts.items() if name.startswith("job:")},
-            "depth": {"jobs": counts.get("job:pending", 0), "limit": limits.max_depth},
+            "depth": {"jobs": counts.get("job:pending", 0) + counts.get("job:quarantined", 0), "limit": limits.max_depth},
             "inflight": {"leases": counts.get("job:running", 0), "limit": limits.max_inflight},
             "dead_letters": {
                 "jobs": counts.get("job:failed", 0),

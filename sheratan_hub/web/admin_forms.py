@@ -46,7 +46,7 @@ class RedriveManyForm(Form, frozen=True):
 class WaitingFilter(Form, frozen=True):
     """Which waiting jobs; what is not given does not matter."""
 
-    status: Literal["pending"] = "pending"
+    status: Literal["pending", "quarantined"] | None = None
     kind: Name | None = None
     source: Text | None = None
     mission_id: Name | None = None
@@ -65,7 +65,7 @@ class PurgeForm(Form, frozen=True):
 class UnfinishedFilter(Form, frozen=True):
     """Which unfinished jobs; what is not given does not matter."""
 
-    status: Literal["pending", "running"] | None = None
+    status: Literal["pending", "quarantined", "running"] | None = None
     kind: Name | None = None
     source: Text | None = None
     mission_id: Name | None = None

@@ -9,20 +9,22 @@ from aiohttp import web
 from sheratan_hub.config import Settings
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
+from sheratan_hub.rules.graph import Member, plan, refuse_repeated
 from sheratan_hub.rules.jobs import TRANSITIONS, job_of
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
 from sheratan_hub.web.forms import BatchForm, JobForm
+from sheratan_hub.web.graphs import checked, checked_graph, ref_of
 from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
 from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, redriven_answer, reply, submitted
 from sheratan_hub.web.results import finished
 
-STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"quarantined", "throttled"})
-"""What a list may be asked for; nothing is quarantined or throttled in this version."""
+STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"throttled"})
+"""What a list may be asked for; nothing is throttled in this version."""
 
 PAGE_BYTES = 4 * 1024 * 1024
 """A page of jobs ends once it holds this much; whoever wants more follows the cursor."""
@@ -42,6 +44,8 @@ async def submit(call: Call) -> web.StreamResponse:
     """POST /api/jobs: one job, or a batch."""
     if isinstance(call.form, BatchForm):
         return await _submit_batch(call, call.form)
+    if call.form.ref is not None:
+        raise Refused(Code.INVALID_FIELD, "ref names a job of a batch, this is a single one - at `$.ref`")
     answer = await _submit_one(call)
     return reply(answer, 200 if answer.dedup else 201)
 
@@ -53,6 +57,8 @@ async def fleet_submit(call: Call) -> web.StreamResponse:
 
 async def _submit_one(call: Call) -> SubmitAnswer:
     command = _submit_command(call, call.form, header=True)
+    if command.depends_on:
+        command = await checked(call.hub, command)
     done: Submitted = await call.hub.execute(command, call.origin)
     return _told(call, done, command.job_id)
 
@@ -65,32 +71,45 @@ def _told(call: Call, done: Submitted, request_id: str) -> SubmitAnswer:
 
 
 def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
-    headers = call.request.headers
-    key = (headers.get("Idempotency-Key") if header else None) or None
+    key = header_key(call) if header else None
+    return form.command(call.services.clock.job_id(), key, call.request.headers.get("traceparent"))
+
+
+def header_key(call: Call) -> str | None:
+    """The idempotency key of the header. Refused with `invalid_field`."""
+    key = call.request.headers.get("Idempotency-Key") or None
     if key is not None:
         key = key.strip().strip('"')
         if not (0 < len(key) <= 512 and key.isprintable()):
             raise Refused(Code.INVALID_FIELD, "Idempotency-Key must have 1 to 512 printable characters")
-    return form.command(call.services.clock.job_id(), key, headers.get("traceparent"))
+    return key
 
 
 async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:
-    parsed = [_batch_entry(call, bytes(raw)) for raw in form.jobs]
-    outcomes = await (_all_or_none if form.atomic else _each)(call, parsed)
+    members = [batch_entry(call, bytes(raw)) for raw in form.jobs]
+    parsed = [member.submit for member in members]
+    if any(isinstance(one, Submit) and one.depends_on for one in parsed):
+        graph = await checked_graph(call.hub, plan(members, atomic=form.atomic))
+        outcomes = list(await call.hub.execute(graph, call.origin))
+    else:
+        refuse_repeated(members)
+        outcomes = await (_all_or_none if form.atomic else _each)(call, parsed)
     fulls = [one for one in outcomes if isinstance(one, Refused) and one.code is Code.QUEUE_FULL]
     if fulls and len(fulls) == len(outcomes):
         raise fulls[0]
-    answers = [_batch_answer(call, command, one) for command, one in zip(parsed, outcomes, strict=True)]
+    answers = [batch_answer(call, command, one) for command, one in zip(parsed, outcomes, strict=True)]
     return reply({"ok": True, "jobs": answers})
 
 
-def _batch_entry(call: Call, raw: bytes) -> Submit | Refused:
+def batch_entry(call: Call, raw: bytes) -> Member:
+    """An entry of a batch, whatever is wrong with it."""
     try:
         if len(raw) > call.settings.limits.body_bytes:
             raise Refused(Code.BODY_TOO_LARGE, f"this entry is larger than {call.settings.limits.body_bytes} bytes")
-        return _submit_command(call, decode(raw, JobForm), header=False)
+        form = decode(raw, JobForm)
+        return Member(form.ref, _submit_command(call, form, header=False))
     except Refused as no:
-        return no
+        return Member(ref_of(raw), no)
 
 
 async def _each(call: Call, parsed: list[Submit | Refused]) -> list[Any]:
@@ -107,7 +126,8 @@ async def _all_or_none(call: Call, parsed: list[Submit | Refused]) -> list[Any]:
     return list(await call.hub.execute(Together(commands), call.origin)) if commands else []
 
 
-def _batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
+def batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
+    """What an entry of a batch is told."""
     if isinstance(outcome, Refused):
         call.refused(outcome)
         return entry(outcome, call.settings.queue.backpressure_mode)
@@ -146,7 +166,11 @@ async def cancel(call: Call) -> web.StreamResponse:
 
 async def redrive(call: Call) -> web.StreamResponse:
     """POST /api/jobs/{id}/redrive: a job that failed or was cancelled runs again."""
-    return reply(redriven_answer(await call.hub.execute(Redrive(call.params["id"]), call.origin)))
+    return reply(
+        redriven_answer(
+            await call.hub.execute(Redrive(call.params["id"], dependents=call.form.dependents), call.origin)
+        )
+    )
 
 
 async def job(call: Call) -> web.StreamResponse:

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 from sheratan_hub.canonical import NULL, Raw, payload_sha256
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.edges import PARENTS_MAX
+from sheratan_hub.rules.jobs import OnFailure
 from sheratan_hub.rules.submit import Submit
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -48,6 +50,9 @@ class JobForm(Form, frozen=True):
     delay_seconds: Seconds = 0
     expires_in_seconds: Annotated[float, Meta(ge=0.001, le=31_536_000)] | None = None
     delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
+    depends_on: Annotated[list[Name], Meta(max_length=PARENTS_MAX)] | None = None
+    on_dependency_failure: OnFailure = "cancel"
+    ref: Name | None = None
 
     def command(self, job_id: str, key: str | None = None, traceparent: str | None = None) -> Submit:
         """The command; `key` is the one of the header, if any. Refused with `invalid_field`."""
@@ -73,13 +78,13 @@ class JobForm(Form, frozen=True):
             round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
             traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
+            tuple(self.depends_on) if self.depends_on else (),
+            self.on_dependency_failure,
         )
 
 
 class FleetJobForm(JobForm, frozen=True, forbid_unknown_fields=False):
-    """The same on the fleet's route: unknown fields are ignored, but none that would make the job run too early."""
-
-    depends_on: Annotated[list[Any], Meta(max_length=0)] | None = None
+    """The same on the fleet's route: unknown fields are ignored."""
 
 
 class BatchForm(Form, frozen=True):
@@ -87,6 +92,15 @@ class BatchForm(Form, frozen=True):
 
     jobs: list[Raw]
     atomic: bool = False
+
+
+class MissionForm(Form, frozen=True):
+    """A mission to begin: jobs that belong together."""
+
+    title: Annotated[str, Meta(min_length=1, max_length=500)]
+    jobs: tuple[Raw, ...] = ()
+    metadata: dict[str, Any] | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
 
 
 class PullForm(Form, frozen=True):

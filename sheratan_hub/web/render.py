@@ -65,6 +65,8 @@ class JobAnswer(msgspec.Struct, frozen=True):
     not_before: str | None
     lost_on: tuple[str, ...]
     redrives: int
+    root_cause: str | None
+    depends_on_left: int
     attempts: list[AttemptAnswer] | msgspec.UnsetType = msgspec.UNSET
     late: list[LateAnswer] | msgspec.UnsetType = msgspec.UNSET
 
@@ -91,9 +93,11 @@ class LeaseAnswer(msgspec.Struct, frozen=True):
 def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
     """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
     job = done.job
+    if not done.dedup:
+        return SubmitAnswer(True, request_id, job.id, False, "accepted")
     if not job.finished:
-        status = "in_progress" if done.dedup else "accepted"
-        return SubmitAnswer(True, request_id, job.id, done.dedup, status)
+        status = "quarantined" if job.status == "quarantined" else "in_progress"
+        return SubmitAnswer(True, request_id, job.id, True, status)
     value = job.result if job.status == "completed" else job.error
     if len(bytes(value)) > cached_bytes:
         return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, result_truncated=True)
@@ -130,6 +134,8 @@ def job_answer(
         rfc3339(job.not_before) if job.not_before else None,
         job.lost_on,
         job.redrives,
+        job.root_cause,
+        job.parents_left,
         history.attempts if history else msgspec.UNSET,
         history.late if history else msgspec.UNSET,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import admin, control, data, ledger, ops, pulls, results
+from sheratan_hub.web import admin, control, data, ledger, missions, ops, pulls, results
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
@@ -12,6 +12,7 @@ from sheratan_hub.web.forms import (
     FleetPullForm,
     FleetResultForm,
     JobForm,
+    MissionForm,
     PullForm,
     ReleaseForm,
     ResultForm,
@@ -56,4 +57,9 @@ ROUTES = (
     Route("GET", "/admin/queue", "data", admin.queue, "admin"),
     Route("POST", "/admin/purge", "data", admin.purge, "admin", form=PurgeForm),
     Route("POST", "/admin/cancel", "data", admin.cancel, "admin", form=CancelManyForm),
+    Route("POST", "/api/missions", "data", missions.submit, form=MissionForm, reader=missions.read_mission, batch=True),
+    Route("GET", "/api/missions", "data", missions.missions),
+    Route("GET", "/api/missions/{id}", "data", missions.mission),
+    Route("POST", "/api/missions/{id}/cancel", "data", missions.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/missions/{id}/redrive", "data", missions.redrive, form=EmptyForm, body_optional=True),
 )
