@@ -19,7 +19,7 @@ from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.graph import Graph
 from sheratan_hub.rules.jobs import Status, job_event, job_key, job_of
 from sheratan_hub.rules.redrive import redriven
-from sheratan_hub.rules.submit import Submitted, key_hint, key_id, refuse_when_full
+from sheratan_hub.rules.submit import Submitted, key_hint, key_id
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 

@@ -102,7 +102,8 @@ async def cancel(call: Call) -> web.StreamResponse:
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "cancelled": 0, "cancel_requested": 0}
     if form.job_ids is None:
         status = form.filter.status if form.filter is not None else None
-        after = await _each(call, (status,) if status else ("pending", "quarantined", "running"), Cancel, done, "cancelled")
+        statuses = (status,) if status else ("pending", "quarantined", "running")
+        after = await _each(call, statuses, Cancel, done, "cancelled")
         return reply({"ok": True, **done, "next_cursor": after})
     done["matched"] = len(form.job_ids)
     outcomes: list[dict[str, Any]] = []
@@ -179,12 +180,13 @@ async def queue(call: Call) -> web.StreamResponse:
     heads = await read(call.hub.store.heads())
     lanes = sorted((read_lane(name).level, head, name) for name, head in heads.items())
     oldest = min((head for _, head, _ in lanes), default=None)
+    depth = counts.get("job:pending", 0) + counts.get("job:quarantined", 0)
     call.done = {"lanes": len(lanes)}
     return reply(
         {
             "ok": True,
             "counts": {name.removeprefix("job:"): n for name, n in counts.items() if name.startswith("job:")},
-            "depth": {"jobs": counts.get("job:pending", 0) + counts.get("job:quarantined", 0), "limit": limits.max_depth},
+            "depth": {"jobs": depth, "limit": limits.max_depth},
             "inflight": {"leases": counts.get("job:running", 0), "limit": limits.max_inflight},
             "dead_letters": {
                 "jobs": counts.get("job:failed", 0),

@@ -97,7 +97,7 @@ def test_what_jobs_know_of_their_parents_is_true(graph: Any, story: Any) -> None
         if not (stage.do(SweepLinks()).next_at or stage.do(SweepCascades(edges=3, levels=2)).next_at):
             break
     jobs = {key.id: job_of(row) for key, row in stage.rows.items() if key.kind == "job"}
-    assert {row.kind for row in stage.rows.values()} <= {"job", "edge", "key", "puller"}
+    assert {row.kind for row in stage.rows.values()} <= {"job", "edge", "key", "attempts", "puller"}
     for n, (bits, _, _) in enumerate(graph):
         if f"j{n}" in jobs:
             settled(jobs, jobs[f"j{n}"], [jobs[f"j{p}"] for p in range(n) if bits >> p & 1 and f"j{p}" in jobs])

@@ -330,7 +330,8 @@ async def test_a_purge_goes_by_all_that_is_given(site: Site, given: dict[str, st
     await site.submit(source="other", mission_id="other")
     await site.data("POST", "/admin/purge", {"filter": given})
     assert (await site.job(meant))["reason"] == "PURGED"
-    assert (await site.stored())[0] == {"job:pending": 1, "job:cancelled": 1}
+    counts = (await site.stored())[0]
+    assert (counts["job:pending"], counts["job:cancelled"]) == (1, 1)
 
 
 async def test_a_purge_goes_by_age_since_the_submission(make_site: MakeSite) -> None:

@@ -214,6 +214,7 @@ async def test_an_escaped_path_is_the_same_path(make_site: MakeSite) -> None:
 
 async def test_head_is_get_without_the_body(site: Site) -> None:
     job_id = await site.submit()
+    await site.submit(mission_id=job_id)
     await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1"})
     gets = [(plane, route) for plane, route in SERVED if route.method == "GET" and "pull" not in route.path]
     assert len(gets) >= 12

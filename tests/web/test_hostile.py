@@ -323,6 +323,15 @@ JOB: dict[str, list[Any]] = {
     "delay_seconds": [-1, "1", 1e12, HUGE],
     "expires_in_seconds": [0, -1, "1", 1e12],
     "delivery": ["twice", 1, None],
+    "depends_on": ["x", [1], [""], [LONG], {}, [None], ["x"] * 10_001],
+    "on_dependency_failure": ["explode", 1, None, "CANCEL"],
+    "ref": ["", 5, LONG],
+}
+MISSION: dict[str, list[Any]] = {
+    "title": ["", 5, None, [], "x" * 501],
+    "jobs": [5, "x", {}, None, [5], [{}], [None], [{"kind": ""}], [{"kind": "x", "mission_id": "m"}]],
+    "metadata": [5, "x", []],
+    "idempotency_key": ["", 5, "k" * 513],
 }
 PULL: dict[str, list[Any]] = {
     "node_id": [5, None, LONG],
@@ -385,6 +394,9 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"filter": {}},
         {**MANY, "filter": [5, {"status": "failed"}, *AGES], "job_ids": [5, [5], ["x"] * 1001], "dry_run": [1]},
     ),
+    "/api/missions": ({"title": "t"}, MISSION),
+    "/api/missions/{id}/cancel": ({}, {}),
+    "/api/missions/{id}/redrive": ({}, {}),
 }
 """For every route with a body: one that is fine, and by field the values that are not."""
 
@@ -548,6 +560,7 @@ async def test_a_chunked_body_is_taken(make_site: MakeSite) -> None:
 
 async def test_routes_with_an_optional_body_take_none(site: Site) -> None:
     held = await site.submit()
+    await site.submit(mission_id=held)
     optional = [route for route in BODIES if route.body_optional]
     assert {route.path for route in optional} >= {"/mesh/pull_requests/{node_id}", "/api/jobs/{id}/cancel"}
     for route in optional:
