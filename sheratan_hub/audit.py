@@ -30,10 +30,12 @@ NAMES = {
     "node.stale": "NODE_STALE",
     "node.dead": "NODE_DEAD",
     "node.forgotten": "NODE_FORGOTTEN",
+    "admin.action": "ADMIN_ACTION",
     f"refused.{Code.MISSING_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",
     f"refused.{Code.QUEUE_FULL}": "BACKPRESSURE_DROP",
+    f"refused.{Code.RATE_LIMITED}": "RATE_LIMITED",
     f"refused.{Code.IDEMPOTENCY_KEY_COLLISION}": "IDEMPOTENCY_KEY_COLLISION",
     f"refused.{Code.RESULT_INTEGRITY_FAIL}": "RESULT_INTEGRITY_FAIL",
 }
@@ -95,7 +97,7 @@ class Audit:
         detail.pop("node_id", None)
         if event.event.startswith("node.") and event.actor != "hub":
             node_id = event.actor
-        if origin is HUB:
+        if name == "ADMIN_ACTION" or origin is HUB:
             self._write(name, origin, node_id, reason, detail)
             return
         fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)

@@ -20,9 +20,15 @@ from prometheus_client import (
 from sheratan_hub import __version__
 from sheratan_hub.clock import Clock
 from sheratan_hub.items import Committed
+from sheratan_hub.rules.lanes import Lanes
 
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
 JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+
+
+PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
+PROMISES_MS = {"HIGH": 60_000, "NORMAL": 300_000}
+"""How long a job of this priority waits at most, when there is enough capacity."""
 
 
 class Minute:
@@ -79,6 +85,10 @@ class Metrics:
         self._keys = self._gauge("sheratan_idempotency_keys", "Idempotency keys in the store.")
         self._polls = self._gauge("sheratan_long_polls", "Requests that wait for work or for a job's end.")
         self._waiting = self._gauge("sheratan_commands_waiting", "Commands waiting for a transaction.")
+        self._missed = self._gauge(
+            "sheratan_promises_missed", "Lanes whose first job waits longer than its priority promises.", "priority"
+        )
+        self._oldest = self._gauge("sheratan_oldest_wait_seconds", "How long the oldest job waits.", "priority")
         build = self._gauge("sheratan_build_info", "The running version.", "version")
         build.labels(__version__).set(1)
 
@@ -128,6 +138,14 @@ class Metrics:
         self._keys.set(counts.get("key", 0))
         self._polls.set(polls)
         self._waiting.set(waiting)
+
+    def set_waits(self, lanes: Lanes, now: int) -> None:
+        """Take how long the first jobs of all lanes wait, before a scrape; read off their heads (design rule 6)."""
+        for level, name in enumerate(PRIORITIES):
+            since = lanes.oldest(level)
+            self._oldest.labels(name).set(0 if since is None else max(0, now - since) / 1000)
+            if name in PROMISES_MS:
+                self._missed.labels(name).set(lanes.late(level, now - PROMISES_MS[name]))
 
     def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The fleet's JSON of the control plane."""

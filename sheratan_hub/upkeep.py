@@ -8,6 +8,7 @@ from sheratan_hub.items import HUB, Item
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
+from sheratan_hub.rules.pauses import SweepPauses
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
+    outcomes = await hub.execute_many([*commands, SweepNodes(), SweepPauses()], urgent=True)
+    hub.lease_ends_at = outcomes[0].next_at if isinstance(outcomes[0], Swept) else None
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):
         await _reap(hub, node_id)

@@ -8,8 +8,9 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Event, Refused, Scene
+from sheratan_hub.rules.command import Code, Decision, Event, Quota, Refused, Scene
 from sheratan_hub.rules.jobs import APART_BYTES, Job, job_event, job_of
+from sheratan_hub.rules.limits import RATES, admit
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
@@ -22,10 +23,11 @@ class KeyDoc(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
-    """The job that a submit made, or that its key already named (`dedup`)."""
+    """The job that a submit made, or that its key already named (`dedup`); what its source may still submit."""
 
     job: Job
     dedup: bool
+    quota: Quota | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, gc=False):
@@ -57,11 +59,12 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     def wants(self, scene: Scene) -> Wants:
         """The depth, and the key's row."""
         if self.key is None:
-            return DEPTH
-        return Wants(keys={Key("key", key_id(self.key))}, counts={"job:pending"})
+            return DEPTH_AND_RATES if self.source else DEPTH
+        look = {RATES} if self.source else set()
+        return Wants(keys={Key("key", key_id(self.key))}, look=look, counts={"job:pending"})
 
     def decide(self, view: View) -> Decision:
-        """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`."""
+        """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`, `rate_limited`."""
         if self.key is None:
             return self._make(view)
         held = view.row("key", key_id(self.key))
@@ -80,6 +83,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 
     def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
         refuse_when_full(view)
+        admitted = admit(view, self.source) if self.source else None
         job = self._job(view)
         new = [job.row]
         if job.params_apart:
@@ -89,9 +93,14 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             row = Row("key", key_id(self.key), _encode(doc))
             put = (row,) if held is not None else ()
             new += [row] if held is None else []
+        quota = None
+        if admitted is not None:
+            row, fresh, quota = admitted
+            new += [row] if fresh else []
+            put += () if fresh else (row,)
         actor = job.source or "client"
         event = job_event(job, "submitted", view.now, actor, kind=job.kind, mission_id=job.mission_id)
-        return Decision(Submitted(job, dedup=False), new=tuple(new), put=put, events=(event,))
+        return Decision(Submitted(job, dedup=False, quota=quota), new=tuple(new), put=put, events=(event,))
 
     def _job(self, view: View) -> Job:
         now, limits = view.now, view.scene.limits
@@ -164,6 +173,9 @@ def key_hint(key: str) -> str:
 
 DEPTH = Wants(counts={"job:pending"})
 """What a submit without a key wants."""
+
+DEPTH_AND_RATES = Wants(look={RATES}, counts={"job:pending"})
+"""The same with a source, which may be limited."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeyDoc).decode

@@ -34,6 +34,8 @@ class View:
         self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        """Of lanes that are not loaded: for how many jobs they have been asked since the last load."""
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
 
@@ -44,6 +46,7 @@ class View:
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
         for ready, rows in loaded.ready.items():
+            self.asked.clear()
             if wants.ready[ready] > self._depth.get(ready.lane, 0):
                 self._ready[ready.lane] = rows
                 self._at[ready.lane] = 0
@@ -78,6 +81,10 @@ class View:
         if key not in self._rows:
             raise Need(Wants(look={key}))
         return self._rows[key]
+
+    def written(self, key: Key) -> Row | None:
+        """The row as this batch writes it, None if it does not."""
+        return self._written.get(key)
 
     def next_order(self) -> int:
         """The next place in line: first come, first served, also within one millisecond."""
@@ -164,6 +171,8 @@ class View:
         for key in decision.gone:
             self._write(key, None)
         self._events.extend(decision.events)
+        if decision.served is not None:
+            self.scene.lanes.serve(decision.served.offer, decision.served.lanes)
 
     def _write(self, key: Key, row: Row | None) -> None:
         before = self._rows.get(key)
@@ -172,6 +181,8 @@ class View:
             self.left.add(before.lane)
         for facet in facets(before):
             self._deltas[facet] = self._deltas.get(facet, 0) - 1
+        if before is not None and before.labels[2] in self.scene.lanes.benched and before.labels[0] == "running":
+            self.scene.lanes.unbench(before.labels[2] or "")  # a pull in this batch may have what it leaves free
         for facet in facets(row):
             self._deltas[facet] = self._deltas.get(facet, 0) + 1
         self._rows[key] = self._written[key] = row
@@ -220,12 +231,28 @@ def _of_status(status: str | None) -> tuple[str]:
     return (f"job:{status}",)
 
 
+@lru_cache(4096)
+def _of_lease(source: str | None, node: str | None) -> tuple[str, ...]:
+    """Live leases, in all, by node, and by source where there is one (design rules 9 and 10)."""
+    return ("job:running", leases_on(node or ""), *((running_of(source),) if source else ()))
+
+
+def leases_on(node_id: str) -> str:
+    """The facet of a node's live leases."""
+    return f"leases:{node_id}"
+
+
+def running_of(source: str) -> str:
+    """The facet of a source's live leases."""
+    return f"running:{source}"
+
+
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status, nodes by state and attestation, idempotency keys in all."""
+    """What a row counts for: jobs by status, leases by node and source, nodes by state and attestation, keys in all."""
     if row is None:
         return ()
     if row.kind == "job":
-        return _of_status(row.labels[0])
+        return _of_lease(row.labels[2], row.labels[4]) if row.labels[0] == "running" else _of_status(row.labels[0])
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
     return ("key",) if row.kind == "key" else ()

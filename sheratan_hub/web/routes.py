@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, pulls, results
+from sheratan_hub.web import control, data, ops, pulls, results, standing
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -17,6 +17,7 @@ from sheratan_hub.web.forms import (
     ResultsForm,
 )
 from sheratan_hub.web.plane import Route
+from sheratan_hub.web.standing_forms import PauseForm, RateForm, ResumeForm
 
 ROUTES = (
     # both planes
@@ -48,4 +49,9 @@ ROUTES = (
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
     Route("POST", "/api/jobs/{id}/cancel", "data", data.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/admin/pause", "data", standing.pause, "admin", form=PauseForm, body_optional=True),
+    Route("POST", "/admin/resume", "data", standing.resume, "admin", form=ResumeForm, body_optional=True),
+    Route("GET", "/admin/rate-limits/{source}", "data", standing.rate_limit, "admin"),
+    Route("PUT", "/admin/rate-limits/{source}", "data", standing.set_rate_limit, "admin", form=RateForm),
+    Route("DELETE", "/admin/rate-limits/{source}", "data", standing.drop_rate_limit, "admin"),
 )

@@ -26,7 +26,7 @@ from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import forms, render, results
+from sheratan_hub.web import forms, render, results, standing_forms
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -45,6 +45,9 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "An extension": forms.ExtendForm,
     "A release": forms.ReleaseForm,
     "Heartbeat": forms.BeatForm,
+    "A pause": standing_forms.PauseForm,
+    "A resume": standing_forms.ResumeForm,
+    "A rate limit": standing_forms.RateForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -298,7 +301,9 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
         | {"node.forgotten"},
     )
-    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull)\.\w+)`", section("Ledger")))
+    known = set(column("Ledger")) | set(
+        re.findall(r"`((?:hub|key|pull|admin|queue|rate_limit)\.\w+)`", section("Ledger"))
+    )
     assert set(events_in_code()) <= known
 
 
