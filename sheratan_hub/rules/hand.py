@@ -21,7 +21,7 @@ class Hand:
         self.lanes: list[str] = []
         self._view, self._offer, self._pauses = view, offer, pauses
         self._closed = self._is_paused if pauses.pauses else None
-        self._done = set(view.used_up)
+        self._done = set(view.used_up) if view.used_up else set[str]()
         self._rows: list[Row] = []
         self._from: dict[str, int] = {}
         self._rooms: dict[str, int | None] = {}
@@ -36,6 +36,11 @@ class Hand:
             lanes = self._turn(left)
             if not lanes:
                 break
+            if len(lanes) == 1 and self._room(read_lane(lanes[0]).source) is None:
+                self._load(lanes, left)
+                for row in self._next(lanes[0], left):
+                    self._keep(row, lanes[0])
+                continue
             sources = self._by_source(lanes)
             if not sources:
                 continue
@@ -56,8 +61,7 @@ class Hand:
         self._rows.append(row)
         self.lanes.append(lane)
         self._from[lane] = self._from.get(lane, 0) + 1
-        room = self._rooms[source := read_lane(lane).source]
-        if room is not None:
+        if self._rooms and (room := self._rooms.get(source := read_lane(lane).source)) is not None:
             self._rooms[source] = room - 1
 
     def _by_source(self, lanes: list[str]) -> dict[str, list[str]]:
@@ -75,9 +79,11 @@ class Hand:
 
     def _room(self, source: str) -> int | None:
         """How many more jobs of this source may run, once the pull has what it holds by now."""
+        if not source:
+            return None
         if source not in self._rooms:
             view = self._view
-            stored = rates_of(view.look(*RATES)) if source else {}
+            stored = rates_of(view.look(*RATES))
             limited = source_room(source, 0, stored, view.scene.limits) is not None
             running = view.count(running_of(source)) if limited else 0
             self._rooms[source] = source_room(source, running, stored, view.scene.limits)
@@ -85,7 +91,7 @@ class Hand:
 
     def _own(self, source: str, lanes: list[str], share: int) -> Iterator[tuple[Row, str]]:
         """Up to `share` rows of a source's lanes, oldest first, with their lane; a lane is read in its turn."""
-        room, unread = self._rooms[source], lanes[::-1]
+        room, unread = self._room(source), lanes[::-1]
         heap: list[tuple[int, str, Row, str, Iterator[Row]]] = []
         most = share if room is None else min(share, room)
         given = 0

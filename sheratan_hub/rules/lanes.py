@@ -282,10 +282,23 @@ class Lanes:
         closed: Callable[[str], object] | None = None,
     ) -> list[str]:
         """As `choose`, but only lanes of the first level that has any: their sources take turns."""
+        if limit == 1 and closed is None and (first := self._first(offer, now)) is not None and first not in used_up:
+            return [first]
         for level in self._by_level(offer, used_up, now, closed):
             if found := list(islice(level, limit)):
                 return found
         return []
+
+    def _first(self, offer: Offer, now: int) -> str | None:
+        """The very first lane, where one shape only suits: the plain case, and the quick way."""
+        self._rise(now)
+        shapes = self._shapes_for(offer)
+        if len(shapes) == 1:
+            for queues in shapes.values():
+                for queue in queues:
+                    if queue:
+                        return queue[0][2]
+        return None
 
     def _by_level(
         self, offer: Offer, used_up: Collection[str], now: int, closed: Callable[[str], object] | None
@@ -310,8 +323,11 @@ class Lanes:
 
     def _rise(self, now: int) -> None:
         """Lift the lanes whose heads have grown old enough since the last look."""
-        before, self._now = self._now, max(self._now, now)
-        if now <= before or not self._age_ms:
+        before = self._now
+        if now <= before:
+            return
+        self._now = now
+        if not self._age_ms:
             return
         for level in range(2, LEVELS):
             ages = self._ages[level]

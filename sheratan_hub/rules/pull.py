@@ -84,7 +84,7 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         if self.pull_id is not None:
             wants.keys.add(Key("puller", self.node_id))
         if self.capabilities is not None:
-            for lane in scene.lanes.choose(Offer(self.capabilities, self.kinds), 1, (), scene.now):
+            for lane in scene.lanes.turn(Offer(self.capabilities, self.kinds), 1, (), scene.now):
                 wants.ready[Ready(lane)] = min(self.limit, scene.limits.max_inflight)
         return wants
 
