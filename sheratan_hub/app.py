@@ -22,7 +22,7 @@ from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules.command import Event, Limits, Refused
+from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.web.auth import HostCheck, Tokens
@@ -55,6 +55,9 @@ def limits_of(settings: Settings) -> Limits:
         restart_grace_ms=settings.hub.restart_grace_seconds * 1000,
         max_deliveries=queue.max_deliveries,
         **_kept(settings),
+        age_ms=queue.age_seconds * 1000,
+        max_leases_per_node=queue.max_leases_per_node,
+        rates={source: Rate(one.per_minute, one.concurrent) for source, one in settings.rate_limits.items()},
     )
 
 

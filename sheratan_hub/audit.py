@@ -40,6 +40,7 @@ NAMES = {
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",
     f"refused.{Code.QUEUE_FULL}": "BACKPRESSURE_DROP",
+    f"refused.{Code.RATE_LIMITED}": "RATE_LIMITED",
     f"refused.{Code.IDEMPOTENCY_KEY_COLLISION}": "IDEMPOTENCY_KEY_COLLISION",
     f"refused.{Code.RESULT_INTEGRITY_FAIL}": "RESULT_INTEGRITY_FAIL",
 }

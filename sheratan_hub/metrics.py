@@ -20,12 +20,18 @@ from prometheus_client import (
 from sheratan_hub import __version__
 from sheratan_hub.clock import Clock
 from sheratan_hub.items import Committed
+from sheratan_hub.rules.lanes import Lanes
 
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
 JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled", "quarantined")
 
 LATE = frozenset({"job.superseded", "job.judged"})
 DIVERGED = {True: "true", False: "false", None: "unknown"}
+
+
+PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
+PROMISES_MS = {"HIGH": 60_000, "NORMAL": 300_000}
+"""How long a job of this priority waits at most, when there is enough capacity."""
 
 
 class Minute:
@@ -89,6 +95,10 @@ class Metrics:
         self._pruned = self._counter("sheratan_pruned_jobs", "Finished jobs forgotten by age, by status.", "status")
         self._over = self._gauge("sheratan_dead_letters_over_limit", "1 while there are more than dlq.max_items.")
         self._unread = self._gauge("sheratan_pending_processing", "Completed jobs whose result nobody has read yet.")
+        self._missed = self._gauge(
+            "sheratan_promises_missed", "Lanes whose first job waits longer than its priority promises.", "priority"
+        )
+        self._oldest = self._gauge("sheratan_oldest_wait_seconds", "How long the oldest job waits.", "priority")
         build = self._gauge("sheratan_build_info", "The running version.", "version")
         build.labels(__version__).set(1)
 
@@ -155,6 +165,14 @@ class Metrics:
         self._waiting.set(waiting)
         self._over.set(over)
         self._unread.set(unread(counts))
+
+    def set_waits(self, lanes: Lanes, now: int) -> None:
+        """Take how long the first jobs of all lanes wait, before a scrape; read off their heads (design rule 6)."""
+        for level, name in enumerate(PRIORITIES):
+            since = lanes.oldest(level)
+            self._oldest.labels(name).set(0 if since is None else max(0, now - since) / 1000)
+            if name in PROMISES_MS:
+                self._missed.labels(name).set(lanes.late(level, now - PROMISES_MS[name]))
 
     def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The fleet's JSON of the control plane."""

@@ -9,13 +9,14 @@ from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
+from sheratan_hub.rules.pauses import SweepPauses
 from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, ReapNode, SweepJobs, delayed_beyond
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
 
 JOB_AGENDAS = ("lease", "wait", "expire")
-SWEPT = frozenset({*JOB_AGENDAS, "node", "cascade", "resume", "link"})
+SWEPT = frozenset({*JOB_AGENDAS, "node", "cascade", "resume", "link", "pause"})
 """The agendas that the sweep looks at; a row that comes into one of them may call for the next sweep."""
 
 
@@ -24,7 +25,8 @@ async def sweep(hub: Hub) -> int | None:
     hub.give_back_again()
     await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes()], urgent=True)
+    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes(), SweepPauses()], urgent=True)
+    hub.lease_ends_at = outcomes[0].next_at if isinstance(outcomes[0], Swept) else None
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):
         await _reap(hub, node_id)

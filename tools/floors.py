@@ -30,6 +30,7 @@ FLOORS = {
         "keeping",
         "reading",
         "ledger",
+        "standing",
     ),
     3: ("web",),
     4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from sheratan_hub.rules.lanes import Lanes
+from sheratan_hub.rules.lanes import PLACES, Lanes, Offer
 from sheratan_hub.storage import Due, Key, Row, Wants, merge
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Code(StrEnum):
     UNKNOWN_DEPENDENCY = "unknown_dependency"
     MISSION_NOT_FOUND = "mission_not_found"
     QUEUE_FULL = "queue_full"
+    RATE_LIMITED = "rate_limited"
+    RATE_LIMIT_NOT_FOUND = "rate_limit_not_found"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"
     DRAINING = "draining"
@@ -58,10 +60,19 @@ class Code(StrEnum):
     INTERNAL = "internal"
 
 
+class Quota(msgspec.Struct, frozen=True, gc=False):
+    """What a source may still submit now: `left` of `per_minute`, and when there is one more (ms from now)."""
+
+    per_minute: int
+    left: int
+    next_in_ms: int
+
+
 class Refused(Exception):
     """A "no" that the caller is meant to read: a stable code and a sentence with the id in it.
 
-    `reason` and `detail` go to the audit log, `retry_after_ms` to the client when trying again makes sense.
+    `reason` and `detail` go to the audit log, `retry_after_ms` to the client when trying again makes sense, and so
+    does `quota` (see `rules/limits.py`).
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class Refused(Exception):
         reason: str = "",
         retry_after_ms: int = 0,
         detail: Mapping[str, str] | None = None,
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(text)
         self.code = code
@@ -79,6 +91,7 @@ class Refused(Exception):
         self.reason = reason
         self.retry_after_ms = retry_after_ms
         self.detail = detail or {}
+        self.quota = quota
 
 
 class Need(Exception):
@@ -87,6 +100,13 @@ class Need(Exception):
     def __init__(self, wants: Wants) -> None:
         super().__init__(wants)
         self.wants = wants
+
+
+class Rate(msgspec.Struct, frozen=True, array_like=True):
+    """What a source may do: submits a minute, jobs running at once. 0: without that limit."""
+
+    per_minute: int = 10
+    concurrent: int = 5
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -113,6 +133,9 @@ class Limits(msgspec.Struct, frozen=True):
     ledger_kept_ms: int = 2_592_000_000
     dead_letters: bool = True
     dead_letters_max: int = 10_000
+    age_ms: int = 60_000
+    max_leases_per_node: int = 0
+    rates: Mapping[str, Rate] = {}
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):
@@ -132,7 +155,7 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
         return ms * ORDERS
 
 
-ORDERS = 1024
+ORDERS = PLACES
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -154,6 +177,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `events` go to the ledger in the same transaction, `notes` only to the observers after it. `durable` is
     false only if losing the change in a power cut breaks no promise. An `answer` that is a `Refused` is a refusal that
     writes: the command ends with it as if it had been raised, and what the decision holds is committed.
+    `served` tells the directory of lanes whose turn it was.
     """
 
     answer: Any
@@ -163,6 +187,14 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     events: tuple[Event, ...] = ()
     notes: tuple[Event, ...] = ()
     durable: bool = True
+    served: Served | None = None
+
+
+class Served(msgspec.Struct, frozen=True, gc=False):
+    """From which lanes a pull with this offer got its jobs, in order: their sources had their turn."""
+
+    offer: Offer
+    lanes: tuple[str, ...]
 
 
 class Command(Protocol):
@@ -209,6 +241,7 @@ class Together(msgspec.Struct, frozen=True, gc=False):
                     reason=no.reason,
                     retry_after_ms=no.retry_after_ms,
                     detail=no.detail,
+                    quota=no.quota,
                 ) from no
             trial.apply(decision)
             made.append(decision)

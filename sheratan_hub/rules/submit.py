@@ -8,9 +8,10 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Event, Refused, Scene
+from sheratan_hub.rules.command import Code, Decision, Event, Quota, Refused, Scene
 from sheratan_hub.rules.edges import after_parents, deferred, link, told, unknown
 from sheratan_hub.rules.jobs import APART_BYTES, Job, OnFailure, job_event, job_of
+from sheratan_hub.rules.limits import RATES, admit
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
@@ -23,10 +24,11 @@ class KeyDoc(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
-    """The job that a submit made, or that its key already named (`dedup`)."""
+    """The job that a submit made, or that its key already named (`dedup`); what its source may still submit."""
 
     job: Job
     dedup: bool
+    quota: Quota | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, gc=False):
@@ -65,11 +67,15 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     def wants(self, scene: Scene) -> Wants:
         """The depth, and the key's row."""
         if self.key is None:
-            return DEPTH
-        return Wants(keys={Key("key", key_id(self.key))}, counts=set(DEPTH.counts))
+            return DEPTH_AND_RATES if self.source else DEPTH
+        look = {RATES} if self.source else set()
+        return Wants(keys={Key("key", key_id(self.key))}, look=look, counts=set(DEPTH.counts))
 
     def decide(self, view: View) -> Decision:
-        """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`, `unknown_dependency`."""
+        """A new job, or the one known.
+
+        Refused: `idempotency_key_collision`, `queue_full`, `rate_limited`, `unknown_dependency`.
+        """
         if self.key is None:
             return self._make(view)
         held = view.row("key", key_id(self.key))
@@ -88,6 +94,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 
     def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
         refuse_when_full(view)
+        admitted = admit(view, self.source) if self.source else None
         job = self._job(view)
         new = [job.row]
         if job.params_apart:
@@ -97,9 +104,14 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             row = Row("key", key_id(self.key), _encode(doc))
             put = (row,) if held is not None else ()
             new += [row] if held is None else []
+        quota = None
+        if admitted is not None:
+            row, fresh, quota = admitted
+            new += [row] if fresh else []
+            put += () if fresh else (row,)
         actor = job.source or "client"
         event = job_event(job, "submitted", view.now, actor, kind=job.kind, mission_id=job.mission_id)
-        made = Decision(Submitted(job, dedup=False), new=tuple(new), put=put, events=(event,))
+        made = Decision(Submitted(job, dedup=False, quota=quota), new=tuple(new), put=put, events=(event,))
         return self._tied(view, job, made) if self.depends_on or self.dependents else made
 
     def _tied(self, view: View, job: Job, made: Decision) -> Decision:
@@ -120,7 +132,8 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             new, put = new + linked.new, put + linked.put
             if happened is not None and happened != "unblocked":
                 events += (told(job, happened, view.now),)
-        return Decision(Submitted(job, dedup=False), new=(job.row, *new), put=put, events=events)
+        answer = msgspec.structs.replace(made.answer, job=job)
+        return Decision(answer, new=(job.row, *new), put=put, events=events)
 
     def _job(self, view: View) -> Job:
         now, limits = view.now, view.scene.limits
@@ -200,6 +213,9 @@ def key_hint(key: str) -> str:
 
 DEPTH = Wants(counts={"job:pending", "job:quarantined"})
 """What a submit without a key wants."""
+
+DEPTH_AND_RATES = Wants(look={RATES}, counts=set(DEPTH.counts))
+"""The same with a source, which may be limited."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeyDoc).decode

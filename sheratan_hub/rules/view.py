@@ -34,6 +34,8 @@ class View:
         self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        """Of lanes that are not loaded: for how many jobs they have been asked since the last load."""
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
 
@@ -44,6 +46,7 @@ class View:
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
         for ready, rows in loaded.ready.items():
+            self.asked.clear()
             if wants.ready[ready] > self._depth.get(ready.lane, 0):
                 self._ready[ready.lane] = rows
                 self._at[ready.lane] = 0
@@ -78,6 +81,10 @@ class View:
         if key not in self._rows:
             raise Need(Wants(look={key}))
         return self._rows[key]
+
+    def written(self, key: Key) -> Row | None:
+        """The row as this batch writes it, None if it does not."""
+        return self._written.get(key)
 
     def next_order(self) -> int:
         """The next place in line: first come, first served, also within one millisecond."""
@@ -165,6 +172,8 @@ class View:
         for key in decision.gone:
             self._write(key, None)
         self._events.extend(decision.events)
+        if decision.served is not None:
+            self.scene.lanes.serve(decision.served.offer, decision.served.lanes)
 
     def _write(self, key: Key, row: Row | None) -> None:
         before = self._rows.get(key)
@@ -174,6 +183,8 @@ class View:
                 self.left.add(before.lane)
             for facet in facets(before) if row is not None else _of_gone(before):
                 self._deltas[facet] = self._deltas.get(facet, 0) - 1
+            if before.labels[2] in self.scene.lanes.benched and before.labels[0] == "running":
+                self.scene.lanes.unbench(before.labels[2] or "")  # a pull in this batch may have what it leaves free
         if row is not None:
             for facet in facets(row):
                 self._deltas[facet] = self._deltas.get(facet, 0) + 1
@@ -227,25 +238,45 @@ def _of_status(status: str | None) -> tuple[str]:
 
 
 @lru_cache(4096)
-def _in_mission(status: str | None, mission: str) -> tuple[str, str]:
-    return f"job:{status}", f"m:{mission}:{status}"
+def _of_lease(source: str | None, node: str | None) -> tuple[str, ...]:
+    """Live leases, in all, by node, and by source where there is one (design rules 9 and 10)."""
+    return ("job:running", leases_on(node or ""), *((running_of(source),) if source else ()))
 
 
-def _of_gone(row: Row | None) -> tuple[str, ...]:
+@lru_cache(4096)
+def _in_mission(status: str | None, mission: str) -> str:
+    return f"m:{mission}:{status}"
+
+
+def leases_on(node_id: str) -> str:
+    """The facet of a node's live leases."""
+    return f"leases:{node_id}"
+
+
+def running_of(source: str) -> str:
+    """The facet of a source's live leases."""
+    return f"running:{source}"
+
+
+def _of_gone(row: Row) -> tuple[str, ...]:
     """What a row that goes no longer counts for: a mission keeps the counts of jobs that were pruned (rule 15)."""
-    return facets(row) if row is None or row.kind != "job" else _of_status(row.labels[0])
+    return facets(row) if row.kind != "job" else _of_job(row)
+
+
+def _of_job(row: Row) -> tuple[str, ...]:
+    status, _, source, _, node = row.labels
+    return _of_lease(source, node) if status == "running" else _of_status(status)
 
 
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status and in their mission, nodes by state and attestation, keys in all, and
-    marks of what was read.
+    """What a row counts for: jobs by status and in their mission, leases by node and source, nodes by state and
+    attestation, keys and marks of what was read in all.
     """
-    """What a row counts for: jobs by status and in their mission, nodes by state and attestation, keys in all."""
     if row is None:
         return ()
     if row.kind == "job":
-        status, _, _, mission, _ = row.labels
-        return _of_status(status) if mission is None else _in_mission(status, mission)
+        mission = row.labels[3]
+        return _of_job(row) if mission is None else (*_of_job(row), _in_mission(row.labels[0], mission))
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
     return (row.kind,) if row.kind in ("key", "read") else ()

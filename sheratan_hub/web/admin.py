@@ -24,6 +24,7 @@ from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit, word
 from sheratan_hub.web.render import job_answer, listed, redriven_answer, reply
+from sheratan_hub.web.standing import pauses_answer
 from sheratan_hub.web.walking import CHUNK, Keep, Walk, everyone, read
 
 PAGE_EXAMINED, PAGE_BYTES = 5000, 4 * 1024 * 1024
@@ -196,6 +197,8 @@ async def queue(call: Call) -> web.StreamResponse:
             "oldest_ready_seconds": None if oldest is None else _age(now, oldest),
             "lane_count": len(lanes),
             "lanes": [_lane(now, head, name) for _, head, name in lanes[:LANES_TOLD]],
+            "pauses": pauses_answer(call.hub.pauses()),
+            "throttled_sources": sorted(call.hub.throttled)[:LANES_TOLD],
             "commands_waiting": call.hub.committer.waiting,
             "long_polls": len(call.hub.waiting),
         }

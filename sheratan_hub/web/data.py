@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -10,21 +11,21 @@ from sheratan_hub.config import Settings
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
 from sheratan_hub.rules.graph import Member, plan, refuse_repeated
-from sheratan_hub.rules.jobs import TRANSITIONS, job_of
+from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_of
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.web.body import decode, refuse_long
-from sheratan_hub.web.errors import entry
+from sheratan_hub.web.errors import entry, quota_headers
 from sheratan_hub.web.forms import BatchForm, JobForm
 from sheratan_hub.web.graphs import checked, checked_graph, ref_of
 from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, number, page_limit, word
-from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, redriven_answer, reply, submitted
+from sheratan_hub.web.render import SubmitAnswer, job_answer, listed, redriven_answer, reply, status_of, submitted
 from sheratan_hub.web.results import finished
 
 STATUSES = frozenset({status for status, _ in TRANSITIONS} | set(TRANSITIONS.values()) | {"throttled"})
-"""What a list may be asked for; nothing is throttled in this version."""
+"""What a list may be asked for."""
 
 PAGE_BYTES = 4 * 1024 * 1024
 """A page of jobs ends once it holds this much; whoever wants more follows the cursor."""
@@ -46,21 +47,22 @@ async def submit(call: Call) -> web.StreamResponse:
         return await _submit_batch(call, call.form)
     if call.form.ref is not None:
         raise Refused(Code.INVALID_FIELD, "ref names a job of a batch, this is a single one - at `$.ref`")
-    answer = await _submit_one(call)
-    return reply(answer, 200 if answer.dedup else 201)
+    answer, headers = await _submit_one(call)
+    return reply(answer, 200 if answer.dedup else 201, headers)
 
 
 async def fleet_submit(call: Call) -> web.StreamResponse:
     """POST /mesh/submit_request: one job, always 200."""
-    return reply(await _submit_one(call))
+    answer, headers = await _submit_one(call)
+    return reply(answer, headers=headers)
 
 
-async def _submit_one(call: Call) -> SubmitAnswer:
+async def _submit_one(call: Call) -> tuple[SubmitAnswer, dict[str, str]]:
     command = _submit_command(call, call.form, header=True)
     if command.depends_on:
         command = await checked(call.hub, command)
     done: Submitted = await call.hub.execute(command, call.origin)
-    return _told(call, done, command.job_id)
+    return _told(call, done, command.job_id), quota_headers(done.quota)
 
 
 def _told(call: Call, done: Submitted, request_id: str) -> SubmitAnswer:
@@ -179,7 +181,8 @@ async def job(call: Call) -> web.StreamResponse:
     found = await call.hub.job(call.params["id"], wait_ms)
     past = (await histories(call.hub, [found]))[found.id]
     call.hub.reading.note(found)
-    return reply(job_answer(found, await call.hub.params([found]), alone=True, history=past))
+    params = await call.hub.params([found])
+    return reply(job_answer(found, params, alone=True, history=past, throttled=call.hub.throttled))
 
 
 async def jobs(call: Call) -> web.StreamResponse:
@@ -188,15 +191,23 @@ async def jobs(call: Call) -> web.StreamResponse:
     status = word(request, "status")
     if status is not None and status not in STATUSES:
         raise Refused(Code.INVALID_FIELD, f"status must be one of {', '.join(sorted(STATUSES))}")
-    labels = (status, *(word(request, name) for name in ("kind", "source", "mission_id", "node_id")))
+    stored = "pending" if status == "throttled" else status
+    labels = (stored, *(word(request, name) for name in ("kind", "source", "mission_id", "node_id")))
     answers: list[Any] = []
     after, most, size, step = cursor(request), page_limit(request), 0, 16
     while True:
         page = await call.hub.page("job", labels, after, min(step, most - len(answers)))
-        found = [job_of(row) for row in page.rows]
+        found = _shown(map(job_of, page.rows), status, call.hub.throttled)
         params = await call.hub.params(found)
-        answers += (job_answer(one, params, alone=False) for one in found)
+        answers += (job_answer(one, params, alone=False, throttled=call.hub.throttled) for one in found)
         size += sum(len(row.doc) for row in page.rows) + sum(map(len, params.values()))
         after, step = page.next, step * 4
         if after is None or len(answers) >= most or size > PAGE_BYTES or len(page.rows) < min(step // 4, most):
             return listed("jobs", answers, after)
+
+
+def _shown(jobs: Iterable[Job], status: str | None, throttled: Collection[str]) -> list[Job]:
+    """Of pending jobs those that are shown in this state: throttled ones are stored as pending."""
+    if status == "throttled" or (status == "pending" and throttled):
+        return [job for job in jobs if status_of(job, throttled) == status]
+    return list(jobs)

@@ -73,7 +73,7 @@ class JobForm(Form, frozen=True):
             self.max_retries,
             self.retry_backoff,
             tuple(sorted(set(self.required_capabilities))) if self.required_capabilities else (),
-            _moment_ms(self.not_before) if self.not_before else 0,
+            moment_ms("not_before", self.not_before) if self.not_before else 0,
             round(self.delay_seconds * 1000),
             round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
@@ -218,14 +218,15 @@ class BeatForm(Form, frozen=True, forbid_unknown_fields=False):
     attestation: AttestationForm | None = None
 
 
-def _moment_ms(text: str) -> int:
+def moment_ms(name: str, text: str) -> int:
+    """An RFC 3339 time in ms since 1970. Refused with `invalid_field`, naming the field."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise Refused(Code.INVALID_FIELD, "not_before is not an RFC 3339 time - at `$.not_before`") from error
+        raise Refused(Code.INVALID_FIELD, f"{name} is not an RFC 3339 time - at `$.{name}`") from error
     if moment.tzinfo is None:
-        raise Refused(Code.INVALID_FIELD, "not_before names no zone; end it with Z - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{name} names no zone; end it with Z - at `$.{name}`")
     at = int(moment.timestamp() * 1000)
     if at > LAST_MOMENT_MS:
-        raise Refused(Code.INVALID_FIELD, "not_before is too far away - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{name} is too far away - at `$.{name}`")
     return at

@@ -85,6 +85,6 @@ def wait_ms(form: PullForm) -> int:
 
 def defer_ms(call: Call, reason: str | None) -> int:
     """How long a node without work does well to wait, jittered by a quarter so that a fleet does not march."""
-    known = {"no_job": 1000, "inflight_limit": 500, "draining": 2000}
-    base = known.get(reason or "no_job", 5000)
+    known = {"no_job": 1000, "node_full": 1000, "throttled": 1000, "draining": 2000}
+    base = call.hub.frees_in_ms() if reason == "inflight_limit" else known.get(reason or "no_job", 5000)
     return int(base * (0.75 + call.services.clock.jitter() / 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,9 +21,9 @@ from sheratan_hub.web.history import AttemptAnswer, History, LateAnswer
 _encode = msgspec.json.Encoder().encode
 
 
-def reply(body: Any, status: int = 200) -> Answer:
+def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """A successful answer; `body` is a struct or a dict that carries `ok: true`."""
-    return Answer(status, _encode(body))
+    return Answer(status, _encode(body), headers=headers)
 
 
 class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -106,14 +106,26 @@ def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnsw
     return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, error=value)
 
 
+def status_of(job: Job, throttled: Collection[str]) -> str:
+    """A job's state as clients see it: `throttled` while it could be leased but for its source (design rule 10)."""
+    if job.status == "pending" and job.source in throttled and not job.waiting:
+        return "throttled"
+    return job.status
+
+
 def job_answer(
-    job: Job, params: Mapping[str, bytes], *, alone: bool = False, history: History | None = None
+    job: Job,
+    params: Mapping[str, bytes],
+    *,
+    alone: bool = False,
+    throttled: Collection[str] = (),
+    history: History | None = None,
 ) -> JobAnswer:
     """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`. With its `history` if given."""
     return JobAnswer(
         True if alone else msgspec.UNSET,
         job.id,
-        job.status,
+        status_of(job, throttled),
         job.kind,
         Raw(params.get(job.id, b"null")) if job.params_apart else job.params,
         job.priority,

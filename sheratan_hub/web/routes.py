@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import admin, control, data, ledger, missions, ops, pulls, results
+from sheratan_hub.web import admin, control, data, ledger, missions, ops, pulls, results, standing
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
@@ -19,6 +19,7 @@ from sheratan_hub.web.forms import (
     ResultsForm,
 )
 from sheratan_hub.web.plane import Route
+from sheratan_hub.web.standing_forms import PauseForm, RateForm, ResumeForm
 
 ROUTES = (
     # both planes
@@ -62,4 +63,9 @@ ROUTES = (
     Route("GET", "/api/missions/{id}", "data", missions.mission),
     Route("POST", "/api/missions/{id}/cancel", "data", missions.cancel, form=EmptyForm, body_optional=True),
     Route("POST", "/api/missions/{id}/redrive", "data", missions.redrive, form=EmptyForm, body_optional=True),
+    Route("POST", "/admin/pause", "data", standing.pause, "admin", form=PauseForm, body_optional=True),
+    Route("POST", "/admin/resume", "data", standing.resume, "admin", form=ResumeForm, body_optional=True),
+    Route("GET", "/admin/rate-limits/{source}", "data", standing.rate_limit, "admin"),
+    Route("PUT", "/admin/rate-limits/{source}", "data", standing.set_rate_limit, "admin", form=RateForm),
+    Route("DELETE", "/admin/rate-limits/{source}", "data", standing.drop_rate_limit, "admin"),
 )

@@ -28,7 +28,7 @@ from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.graph import EDGES_MAX
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import admin_forms, forms, history, render, results
+from sheratan_hub.web import admin_forms, forms, history, render, results, standing_forms
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -52,6 +52,9 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "A redrive of many": admin_forms.RedriveManyForm,
     "A purge": admin_forms.PurgeForm,
     "A cancel of many": admin_forms.CancelManyForm,
+    "A pause": standing_forms.PauseForm,
+    "A resume": standing_forms.ResumeForm,
+    "A rate limit": standing_forms.RateForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -324,7 +327,9 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
         | {"node.forgotten", "job.pruned", "jobs.pruned"},
     )
-    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull|dlq|admin)\.\w+)`", section("Ledger")))
+    known = set(column("Ledger")) | set(
+        re.findall(r"`((?:hub|key|pull|dlq|admin|queue|rate_limit)\.\w+)`", section("Ledger"))
+    )
     assert set(events_in_code()) <= known
 
 
