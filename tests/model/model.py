@@ -1,9 +1,9 @@
 """What design.md's "The life of a job" promises, once more, as plainly as it can be said: the machine's oracle.
 
 Written from the text, not from `sheratan_hub/rules`, of which it uses only the commands (as data). No rows, no
-lanes, no agendas, no batches: jobs, nodes and keys in dictionaries. `Model.apply` is told a command and what the engine answered
-to it; it raises `Divergence` unless the rules allow that answer, and moves on. Numbers in comments are the rules'.
-Longer than 300 lines, as it is one description of one thing.
+lanes, no agendas, no batches: jobs, nodes and keys in dictionaries. `Model.apply` is told a command and what the
+engine answered to it; it raises `Divergence` unless the rules allow that answer, and moves on. Numbers in comments
+are the rules'. Longer than 300 lines, as it is one description of one thing.
 """
 
 from __future__ import annotations
