@@ -238,7 +238,17 @@ class Machine(RuleBasedStateMachine):
     )
     def at_once(self, kinds: list[int], place: int, shape: dict[str, Any], apart: int) -> None:
         commands = [self.one_of(kind, place, shape) for kind in kinds]
-        outcomes = self.rig.run(self.rig.race(*commands, apart=apart))
+        self.raced(commands, self.rig.run(self.rig.race(*commands, apart=apart)))
+
+    @rule(kind=st.integers(0, 6), place=any_one, shape=shapes, pull=pulls, apart=st.integers(0, 12))
+    def pull_waiting_at_once(
+        self, kind: int, place: int, shape: dict[str, Any], pull: dict[str, Any], apart: int
+    ) -> None:
+        """Something happens while a pull that is going to wait looks for the first time."""
+        command, other = self.pull_of(NODES[place % 3], pull), self.one_of(kind, place, shape)
+        self.raced([other], self.rig.run(self.rig.poll(command, 30_000, other, apart=apart)))
+
+    def raced(self, commands: list[Command], outcomes: list[Any]) -> None:
         for command, outcome in zip(commands, outcomes, strict=True):
             if isinstance(command, Pull):
                 self.took(outcome, command.node_id)

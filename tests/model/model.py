@@ -157,6 +157,8 @@ class Model:
         self.touched: set[str] = set()
         self.fresh: set[str] | None = None
         """While requests race: the jobs that they have made claimable, which those of the same batch may overlook."""
+        self.tied = False
+        """Whether submits are at the same time now: none of them is the earlier one."""
         self._submits = 0
 
     def copy(self) -> Model:
@@ -166,6 +168,7 @@ class Model:
         twin.nodes = {id: replace(node) for id, node in self.nodes.items()}
         twin.keys = dict(self.keys)
         twin.pulls = {node: OrderedDict(pulls) for node, pulls in self.pulls.items()}
+        twin.tied = self.tied
         twin.leases, twin.touched = set(self.leases), set(self.touched)
         twin.fresh = None if self.fresh is None else set(self.fresh)
         return twin
@@ -180,6 +183,11 @@ class Model:
             expected = str(no)
         if told(outcome) != expected:
             raise Divergence(f"{command}\n  expected {expected}\n  got      {told(outcome)}")
+
+    def tie(self, tied: bool) -> None:
+        """From now on submits are at the same time, or one after the other again."""
+        self.tied = tied
+        self._submits += 1
 
     def count(self, status: str) -> int:
         return sum(job.status == status for job in self.jobs.values())
@@ -218,7 +226,7 @@ class Model:
     def _make(self, one: Submit) -> None:
         start = max(one.not_before, self.now + one.delay_ms)
         waits = start > self.now
-        self._submits += 1
+        self._submits += not self.tied
         self.jobs[one.job_id] = JobModel(
             one.job_id,
             one.kind,

@@ -143,7 +143,8 @@ class Rig:
         """One request with these commands, decided in one transaction: in order, but those last whose key was used."""
         outcomes = await self.hub.execute_many(commands)
         self._told(outcomes)
-        await self._explain(list(zip(commands, outcomes, strict=True)), any_order=len(commands) > 1)
+        used = any(getattr(command, "key", None) in self.model.keys for command in commands)
+        await self._explain(list(zip(commands, outcomes, strict=True)), any_order=len(commands) > 1 and used)
         return outcomes
 
     async def race(self, *commands: Command, apart: int = 0) -> list[Any]:
@@ -170,15 +171,16 @@ class Rig:
         await self._explain([(finish, outcomes[0]), (pull, pulled)], any_order=True)
         return pulled
 
-    async def poll(self, command: Pull, wait_ms: int) -> None:
-        """Begin a pull that waits."""
+    async def poll(self, command: Pull, wait_ms: int, *commands: Command, apart: int = 0) -> list[Any]:
+        """Begin a pull that waits; and requests at the same time, while it looks for the first time."""
         task = self.loop.create_task(self.hub.pull(command, wait_ms))
         if command.pull_id is not None:
             for older in self.polls:
                 one = older.command
                 older.replaced |= (one.node_id, one.pull_id) == (command.node_id, command.pull_id)
         self.polls.append(Poll(command, self.clock.now() + wait_ms, task))
-        await self._explain([])
+        await settle(apart)
+        return await self.race(*commands, apart=apart)
 
     async def hang_up(self, place: int) -> None:
         """The client of a waiting pull goes away; nothing was leased to it, and nothing is."""
@@ -245,8 +247,10 @@ class Rig:
         self.polls = [poll for poll in self.polls if not poll.task.done()]
         answered = [(poll.command, self._answer(poll, stopping)) for poll in done]
         self.model.fresh = set() if any_order else None
+        self.model.tie(any_order)
         self._order(said, [one for one in answered if one[1].jobs or one[1].reason in STATES], any_order)
         self.model.fresh = None
+        self.model.tie(False)
         self._still_waiting(stopping)
         self._ended_waits(stopping)
 
