@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +184,17 @@ def recover(crowd: Crowd, rate: float, connections: int, normal_ms: float) -> fl
     return since - ended if good else time.perf_counter() - ended
 
 
-def one_round(crowd: Crowd, given: argparse.Namespace) -> dict[str, Any]:
+def one_round(one: Hub, crowd: Crowd, given: argparse.Namespace) -> dict[str, Any]:
     clients = given.clients
+    cpu = one.cpu_s()
     best = crowd.run(given.seconds, works=False, offered=0, connections=0)
+    best_cpu = best * given.seconds / (one.cpu_s() - cpu)
     crowd.run(given.seconds / 2, works=True, offered=CALM * best, connections=clients)
     normal_ms = p95_ms(crowd.latencies)
-    spent = time.process_time()
+    spent, cpu = time.process_time(), one.cpu_s()
     kept = crowd.run(given.seconds, works=True, offered=TIMES * best, connections=clients * TIMES)
     busy = (time.process_time() - spent) / given.seconds
+    kept_cpu = kept * given.seconds / (one.cpu_s() - cpu)
     statuses, answered = dict(crowd.statuses), len(crowd.latencies)
     refused_ms = p95_ms(crowd.latencies)
     recovered = recover(crowd, CALM * best, clients, normal_ms)
@@ -199,6 +203,7 @@ def one_round(crowd: Crowd, given: argparse.Namespace) -> dict[str, Any]:
         "offered/s": TIMES * best,
         "answered/s": answered / given.seconds,
         "kept": kept / best,
+        "kept of a CPU second": kept_cpu / best_cpu,
         "statuses": statuses,
         "normal p95 ms": normal_ms,
         "overload p95 ms": refused_ms,
@@ -210,13 +215,15 @@ def one_round(crowd: Crowd, given: argparse.Namespace) -> dict[str, Any]:
 def measure(store: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     servers, clients = cores()
     environ = {"SHERATAN_MAX_QUEUE_DEPTH": str(given.depth)}
-    with tempfile.TemporaryDirectory() as folder, pinned(clients):
-        with hub(Path(given.root), store, Path(folder), servers, **environ) as one:
-            crowd = Crowd(one.port, one.token, given.clients)
-            crowd.run(1, works=False, offered=0, connections=0)
-            rounds = [one_round(crowd, given) for _ in range(given.rounds)]
-            crowd.close()
-            check(one)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(pinned(clients))
+        one = stack.enter_context(hub(Path(given.root), store, Path(folder), servers, **environ))
+        crowd = Crowd(one.port, one.token, given.clients)
+        crowd.run(1, works=False, offered=0, connections=0)
+        rounds = [one_round(one, crowd, given) for _ in range(given.rounds)]
+        crowd.close()
+        check(one)
     return rounds
 
 

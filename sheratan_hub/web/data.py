@@ -51,7 +51,7 @@ async def fleet_submit(call: Call) -> web.StreamResponse:
 
 async def _submit_one(call: Call) -> SubmitAnswer:
     command = _submit_command(call, call.form, header=True)
-    done: Submitted = await call.hub.execute(command, call.origin)
+    done: Submitted = await call.services.room.submit(command, call.origin)
     return submitted(done, command.job_id, call.settings.idempotency.max_cached_bytes)
 
 

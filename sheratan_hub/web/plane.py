@@ -29,7 +29,7 @@ from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
-from sheratan_hub.web.pace import PACED, Pace
+from sheratan_hub.web.room import Room
 
 Right = Literal["public", "token", "local", "metrics"]
 """What a route asks of its caller: nothing, the token, loopback on the data plane, or as /metrics is configured."""
@@ -71,6 +71,7 @@ class Services:
     tokens: Tokens
     demand: Demand
     ports: dict[str, int]
+    room: Room
 
 
 class Call(msgspec.Struct, eq=False):
@@ -154,7 +155,6 @@ class Plane:
         self._mine = Table(route for route in routes if route.plane in (name, "both"))
         self._theirs = Table(route for route in routes if route.plane not in (name, "both"))
         self._log = logging.getLogger(f"sheratan.{name}")
-        self._pace = Pace(services.clock)
         self._backpressure = services.settings.queue.backpressure_mode
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
@@ -167,11 +167,8 @@ class Plane:
             if route.form is not None:
                 call.form = await self._read(request, route)
             response = await route.handler(call)
-            self._pace.useful()
         except Refused as no:
             response = self._refused(call, no)
-            if no.code in PACED:
-                await self._pace.refusal()
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
