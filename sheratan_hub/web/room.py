@@ -9,7 +9,7 @@ room in time is refused as ever. While nobody works there is nothing to wait for
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from itertools import islice
 from typing import Any
 
 from sheratan_hub.clock import Clock
@@ -40,7 +40,7 @@ class Room:
         self._hub, self._clock = hub, clock
         self._credit = AT_ONCE * LEFT
         self._left_at = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], None] = {}
         hub.observe(self._committed)
 
     async def submit(self, command: Command, origin: Origin) -> Any:
@@ -67,14 +67,16 @@ class Room:
         if len(self._waiting) >= MOST:
             return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         try:
-            return await self._clock.wait(turn, LATEST_MS)
+            await self._clock.wait(turn, LATEST_MS)
+            return turn.done()
         except asyncio.CancelledError:
             if turn.done():
                 self._grant(1)
             raise
         finally:
+            self._waiting.pop(turn, None)
             turn.cancel()
 
     def _committed(self, committed: Committed) -> None:
@@ -87,8 +89,6 @@ class Room:
             self._grant(left)
 
     def _grant(self, room: int) -> None:
-        while self._waiting and (room > 0 or self._waiting[0].done()):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                room -= 1
+        for turn in list(islice(self._waiting, max(0, room))):
+            del self._waiting[turn]
+            turn.set_result(None)

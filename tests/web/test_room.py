@@ -61,6 +61,15 @@ async def test_a_submit_that_finds_no_room_in_time_is_refused(hub: Hub, clock: V
     assert await hub.counts() == {"job:pending": 2, "job:running": 1}
 
 
+async def test_who_has_waited_in_vain_is_in_nobodys_way(hub: Hub, clock: VirtualClock) -> None:
+    waiting = submit(hub, "late")
+    await clock.advance(room_module.LATEST_MS)
+    assert waiting.exception()
+    refused = submit(hub, "j")
+    await settle()
+    assert refused.exception()
+
+
 async def test_while_nobody_works_a_refusal_goes_out_at_once(hub: Hub, clock: VirtualClock) -> None:
     await clock.advance(room_module.IDLE_MS + 1)
     refused = submit(hub, "j")
