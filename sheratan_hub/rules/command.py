@@ -40,6 +40,7 @@ class Code(StrEnum):
     NOT_HOLDER = "not_holder"
     ALREADY_FINISHED = "already_finished"
     NODE_ALIVE = "node_alive"
+    NOT_ATTESTED = "not_attested"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
@@ -102,6 +103,9 @@ class Limits(msgspec.Struct, frozen=True):
     node_ttl_ms: int = 120_000
     node_dead_ms: int = 600_000
     restart_grace_ms: int = 15_000
+    max_heartbeats: int = 1000
+    flip_window_ms: int = 120_000
+    spoof_threshold: int = 3
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):

@@ -148,12 +148,13 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     """Give the job back at no cost, to its old place in the line.
 
     `undelivered` is for the hub itself, when an answer could not be written: refused if the leases were sent more
-    than once, as another answer may have arrived.
+    than once, as another answer may have arrived. `cause` is why the hub ends a lease that its node holds.
     """
 
     job_id: str
     lease_id: str
     undelivered: bool = False
+    cause: str = ""
 
     def wants(self, scene: Scene) -> Wants:
         """The job."""
@@ -181,8 +182,9 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         else:
             happened, back = "released", job.after("released", lease_id=None, pending_since=view.now)
         back = close(back, Closed(self.lease_id, "released", back.status))
-        actor = "hub" if self.undelivered else job.node_id or "client"
-        event = job_event(back, happened, view.now, actor, attempt=job.attempt)
+        actor = "hub" if self.undelivered or self.cause else job.node_id or "client"
+        reaped = {"node_id": job.node_id, "cause": self.cause} if self.cause else {}
+        event = job_event(back, happened, view.now, actor, attempt=job.attempt, **reaped)
         return Decision(Finished(job.id, back.status), put=(back.row,), events=(event,))
 
 

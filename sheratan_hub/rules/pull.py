@@ -16,7 +16,7 @@ from sheratan_hub.storage import Key, Ready, Row, Wants
 REMEMBERED = 8
 """How many pull_ids are remembered for each node."""
 
-REASONS = ("no_job", "inflight_limit", "node_stale", "node_dead", "pull_spent", "draining")
+REASONS = ("no_job", "inflight_limit", "node_stale", "node_dead", "node_draining", "pull_spent", "draining")
 """Why a pull was answered without jobs: every `reason` of a pull's answer."""
 
 
@@ -77,6 +77,8 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         state = state_of(node, view.now, view.scene.limits, view.scene.started_at) if node else "ONLINE"
         if state != "ONLINE":
             return Decision(Pulled(reason=f"node_{state.lower()}"))
+        if node is not None and node.draining:
+            return Decision(Pulled(reason="node_draining"))
         free = view.scene.limits.max_inflight - view.count("job:running")
         if free <= 0:
             note = Event(view.now, "pull.saturated", self.node_id)
