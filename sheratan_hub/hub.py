@@ -49,7 +49,7 @@ class Hub:
         self._undelivered: list[Command] = []
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
-        self.loops = [Loop("sweep", self.sweep, clock)]
+        self.loops = [Loop("sweep", self.sweep, clock, late=self.stood_still)]
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
@@ -275,6 +275,11 @@ class Hub:
             soonest = min((row.due_at for row in rows if row.agenda is not None), default=None)
             if soonest is not None:
                 self.loops[0].nudge(soonest)
+
+    def stood_still(self, ms: int) -> None:
+        """The process could not hear anybody for so long: leases and nodes get the grace of a start (design rule 12)."""
+        log.warning("the hub has stood still for %.1f s; leases and nodes get the grace of a restart", ms / 1000)
+        self.committer.started_at = self.clock.now()
 
     async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""

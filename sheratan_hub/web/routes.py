@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, pulls, results
+from sheratan_hub.web import control, data, nodes, ops, pulls, results
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -16,6 +16,7 @@ from sheratan_hub.web.forms import (
     ResultForm,
     ResultsForm,
 )
+from sheratan_hub.web.nodes import DrainForm
 from sheratan_hub.web.plane import Route
 
 ROUTES = (
@@ -32,6 +33,11 @@ ROUTES = (
     Route("GET", "/api/hosts", "control", control.hosts),
     Route("GET", "/api/hosts/{id}", "control", control.host),
     Route("DELETE", "/api/hosts/{id}", "control", control.forget),
+    Route("POST", "/api/hosts/{id}/drain", "control", nodes.drain, form=DrainForm, body_optional=True),
+    Route("POST", "/api/hosts/{id}/resume", "control", nodes.resume, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/hosts/{id}/attest", "control", nodes.attest, form=EmptyForm, body_optional=True),
+    Route("GET", "/api/fleet", "control", nodes.fleet),
+    Route("POST", "/api/fleet/reap", "control", nodes.reap, form=EmptyForm, body_optional=True),
     # data
     Route("POST", "/api/jobs", "data", data.submit, form=JobForm, reader=data.read_submit, batch=True),
     Route("GET", "/api/jobs", "data", data.jobs),
