@@ -277,7 +277,7 @@ class Hub:
                 self.loops[0].nudge(soonest)
 
     def stood_still(self, ms: int) -> None:
-        """The process could not hear anybody for so long: leases and nodes get the grace of a start (design rule 12)."""
+        """The process could hear nobody for so long: leases and nodes get the grace of a start (design rule 12)."""
         log.warning("the hub has stood still for %.1f s; leases and nodes get the grace of a restart", ms / 1000)
         self.committer.started_at = self.clock.now()
 

@@ -18,7 +18,7 @@ FLOORS = {
     1: ("rules",),
     2: ("hub", "commit", "deciding", "items", "memo", "upkeep", "reaping", "waiting", "loops", "metrics", "audit"),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "__main__"),
 }
 CLIENT = (
     "answers",

@@ -93,4 +93,3 @@ def moment_ms(said: Any) -> int | None:
         return None
     at = int(said if abs(said) >= 1e11 else said * 1000)
     return at if 0 <= at <= LAST_MOMENT_MS else None
-

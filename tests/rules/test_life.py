@@ -10,8 +10,8 @@ from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.jobs import FINISHED, TRANSITIONS, Job
 from sheratan_hub.rules.nodes import Beat, End
-from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.silence import SweepNodes
+from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from tests.rules.stage import LEASE_MS, Stage
 

@@ -20,13 +20,13 @@ from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules import jobs, pull
+from sheratan_hub.rules import jobs, pull, sweep
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import forms, render, results
+from sheratan_hub.web import forms, nodes, render, results
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -45,6 +45,7 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "An extension": forms.ExtendForm,
     "A release": forms.ReleaseForm,
     "Heartbeat": forms.BeatForm,
+    "A drain": nodes.DrainForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -120,6 +121,7 @@ def test_the_reference_lists_every_reason_of_jobs_and_of_pulls_and_no_other():
 def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
     guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
     audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
+    audited |= {*sweep.CAUSES.values(), "drain_deadline"}
     assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
     told_once(column("Of audit lines"), audited | guards)
     assert {row[1] for row in table("Of audit lines")} <= audit_events()
@@ -296,7 +298,8 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
         | {"job.submitted", "job.cancel_requested"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
-        | {"node.forgotten"},
+        | {"node.forgotten", "node.restarted", "node.drain", "node.resume", "fleet.silent", "fleet.reap"}
+        | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")},
     )
     known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull)\.\w+)`", section("Ledger")))
     assert set(events_in_code()) <= known
@@ -385,7 +388,7 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
 
 def test_the_features_that_the_readme_says_are_missing_are_missing():
     paths = {route.path for route in ROUTES}
-    for later in ("/redrive", "/drain", "/explain", "/openapi.json", "/api/audit", "/api/ledger", "/api/missions"):
+    for later in ("/redrive", "/explain", "/openapi.json", "/api/audit", "/api/ledger", "/api/missions"):
         assert not any(path.endswith(later) for path in paths), later
 
 
