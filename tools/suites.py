@@ -22,7 +22,7 @@ BUDGETS = {"rules": 20, "stores": 90, "hub": 30, "web": 120, "world": 40, "e2e":
 AT_ONCE = 2
 """How many tests of a suite run at once, each in a process of its own."""
 
-TOOLS = ("curl", "gcc", "strace", "wrk")
+TOOLS = ("curl", "gcc", "openssl", "strace", "wrk")
 
 NO_TESTS = 5
 COUNTS = re.compile(r"(\d+) (passed|failed|errors?)")

@@ -1,4 +1,4 @@
-"""A fleet of 2 000 nodes on the virtual clock: the hub restarts, stands still, loses a third: nobody is wrongly DEAD."""
+"""2 000 nodes on the virtual clock: the hub restarts, stands still, loses a third, and nobody is wrongly DEAD."""
 
 from __future__ import annotations
 
