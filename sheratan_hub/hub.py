@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from sheratan_hub.beats import Beats
 from sheratan_hub.clock import Clock
 from sheratan_hub.commit import Committer
 from sheratan_hub.items import HUB, Committed, Happened, Item, Order, Origin, Outcome
@@ -49,6 +50,7 @@ class Hub:
         self._undelivered: list[Command] = []
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
+        self.beats = Beats(self)
         self.loops = [Loop("sweep", self.sweep, clock, late=self.stood_still)]
 
     def observe(self, observer: Observer) -> None:

@@ -16,7 +16,20 @@ from pathlib import Path
 FLOORS = {
     0: ("storage", "clock", "config", "log", "canonical"),
     1: ("rules",),
-    2: ("hub", "commit", "deciding", "items", "memo", "upkeep", "reaping", "waiting", "loops", "metrics", "audit"),
+    2: (
+        "hub",
+        "commit",
+        "deciding",
+        "items",
+        "memo",
+        "upkeep",
+        "reaping",
+        "beats",
+        "waiting",
+        "loops",
+        "metrics",
+        "audit",
+    ),
     3: ("web",),
     4: ("app", "cli", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "__main__"),
 }

@@ -33,7 +33,7 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
     jitter = call.services.clock.jitter()
-    done: Beaten = await call.hub.execute(_beat(node_id, form, labels, jitter), call.from_node(node_id))
+    done: Beaten = await call.hub.beats.take(_beat(node_id, form, labels, jitter), call.from_node(node_id))
     return reply(
         {
             "ok": True,

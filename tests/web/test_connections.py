@@ -208,3 +208,22 @@ async def test_open_and_cut_connections_are_counted(make_site: MakeSite) -> None
     _, text, _ = await site.ask("data", "GET", "/metrics")
     assert 'sheratan_connections_cut_total{plane="data",reason="header"} 1.0' in text
     writer.close()
+
+
+async def test_silent_sockets_of_an_address_cannot_keep_its_working_ones_out(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sheratan_hub.web.server.is_loopback", lambda _: False)
+    site = await make_site(limits=LimitSettings(connections_per_address=6))
+    await site.submit()
+    silent = [await dial(site) for _ in range(20)]
+    workers = [await dial(site, f"GET /livez HTTP/1.1\r\n{HEAD}\r\n") for _ in range(3)]
+    for reader, writer in workers:
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        silent += [await dial(site) for _ in range(10)]
+        writer.write(f"GET /livez HTTP/1.1\r\n{HEAD}\r\n".encode())
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+    assert len(site.app._listeners["data"].connections) == 6
+    await site.submit()
+    for _, writer in (*silent, *workers):
+        writer.close()
