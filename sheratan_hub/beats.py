@@ -31,12 +31,11 @@ class Beats:
         if not self._many():
             return await self._hub.execute(command, origin)
         loop = asyncio.get_running_loop()
-        item = Item([command], origin, loop.create_future())
+        future: asyncio.Future[list[Any]] = loop.create_future()
         if not self._gathered:
             loop.call_later(GATHER_SECONDS, self._hand_over)
-        self._gathered.append(item)
-        assert item.future is not None
-        (outcome,) = await item.future
+        self._gathered.append(Item([command], origin, future))
+        (outcome,) = await future
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

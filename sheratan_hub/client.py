@@ -345,10 +345,11 @@ class HubClient:
         current_jobs: int | None = None,
         max_concurrent: int | None = None,
         endpoint: str | None = None,
+        ts_utc: str | None = None,
         attestation: Mapping[str, str] | None = None,
         labels: Mapping[str, object] | None = None,
     ) -> Beat:
-        """Check in on the control plane. `labels` are further scalar fields the hub keeps with the node."""
+        """Check in on the control plane. `ts_utc` is the node's own time (RFC 3339), for its skew; `labels` are further scalar fields the hub keeps with the node."""
         named = {name: value for name, value in locals().items() if name not in ("self", "labels")}
         return await self._post("control", "/api/hosts/heartbeat", {**(labels or {}), **named}, Beat)
 

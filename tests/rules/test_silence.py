@@ -144,6 +144,16 @@ def test_at_the_deadline_of_a_drain_leases_go_back_at_no_cost() -> None:
     assert s.do(Pull("n1", "s")).reason == "node_draining", "until it is resumed"
 
 
+def test_the_deadline_of_a_drain_counts_for_a_node_that_was_silent_for_a_while() -> None:
+    s = stage()
+    job = held(s)
+    s.do(Drain("n1", TTL + 60_000))
+    sweep(s, TTL + 1)
+    assert s.do(Beat("n1")).node.draining
+    sweep(s, 60_000)
+    assert s.job(job.id).status == "pending"
+
+
 def test_a_drain_without_a_deadline_takes_nothing_away() -> None:
     s = stage()
     job = held(s)
@@ -304,6 +314,17 @@ def test_one_node_that_comes_and_goes_is_no_mass() -> None:
         live(s, 0, 6, 1000, 1000)
         live(s, 1, 6, 17_000, 1000)
         assert node(s, "n000").state == "STALE"
+    assert names(s, "fleet") == []
+
+
+def test_nodes_that_come_a_little_too_late_one_after_the_other_are_no_mass() -> None:
+    s, _ = fleet(10, node_ttl_ms=20_000)
+    for second in range(200):
+        s.now += 1000
+        sweep(s)
+        if second % 22 % 2 == 0 and second % 22 < 20:
+            s.do(Beat(f"n{second % 22 // 2:03}"))
+    assert len(names(s, "node.stale")) > 50
     assert names(s, "fleet") == []
 
 

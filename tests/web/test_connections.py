@@ -178,6 +178,19 @@ async def test_a_kept_connection_is_cut_when_it_is_idle_for_too_long(make_site: 
     writer.close()
 
 
+async def test_a_kept_connection_that_drips_the_head_of_its_next_request_is_cut_soon(make_site: MakeSite) -> None:
+    clock = VirtualClock()
+    site = await make_site(clock=clock)
+    reader, writer = await dial(site, f"GET /livez HTTP/1.1\r\n{HEAD}\r\n")
+    assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+    for letter in "GET /livez HTT":
+        writer.write(letter.encode())
+        await settle(20)
+        await clock.advance(1000)
+    assert await ended(reader) == b""
+    writer.close()
+
+
 async def test_a_body_that_drips_is_given_up_and_one_that_flows_is_not(make_site: MakeSite) -> None:
     site = await make_site(limits=LimitSettings(body_seconds=1))
     head = f"POST /api/jobs HTTP/1.1\r\n{HEAD}Connection: close\r\nContent-Length: 100000\r\n\r\n"

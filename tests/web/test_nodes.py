@@ -137,6 +137,9 @@ async def test_a_new_boot_ends_the_old_ones_leases_now_and_not_its_own(make_site
     assert (await site.job(new))["status"] == "running"
     [line] = lines(site, "LEASE_REAP")
     assert (line["node_id"], line["reason"]) == ("n1", "node_restarted")
+    known = await site.app.hub.node("n1")
+    assert known is not None
+    assert known.owed == (), "it is done"
     await clock.advance(5000)
     await beat(site, boot_id="b2")
     await clock.advance(5000)
