@@ -349,7 +349,10 @@ class HubClient:
         attestation: Mapping[str, str] | None = None,
         labels: Mapping[str, object] | None = None,
     ) -> Beat:
-        """Check in on the control plane. `ts_utc` is the node's own time (RFC 3339), for its skew; `labels` are further scalar fields the hub keeps with the node."""
+        """Check in on the control plane. `labels` are further scalar fields the hub keeps with the node.
+
+        `ts_utc` is the node's own time (RFC 3339): the hub shows how far it is off.
+        """
         named = {name: value for name, value in locals().items() if name not in ("self", "labels")}
         return await self._post("control", "/api/hosts/heartbeat", {**(labels or {}), **named}, Beat)
 
