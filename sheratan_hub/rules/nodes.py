@@ -195,7 +195,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
         if node.owed:
             return view.now
         if before is None or row is None or row.agenda is None or before.state != "ONLINE":
-            silent = view.now + view.scene.limits.node_ttl_ms
+            silent = view.now + view.scene.limits.node_ttl_ms + 1
             return min(silent, node.drain_until) if node.drain_until else silent
         return row.due_at
 

@@ -16,6 +16,9 @@ from sheratan_hub.storage import Key, Row, Wants
 LOOK_AHEAD_MS = 1000
 """A sweep also loads what is due this soon, so that it knows when the next one must run."""
 
+STEP_MS = 50
+"""Nodes are not swept more often than this by themselves."""
+
 FLEET = Key("fleet", "silence")
 FLEET_MIN = 5
 """A smaller fleet has no brake."""
@@ -94,14 +97,14 @@ class SweepNodes(msgspec.Struct, frozen=True, gc=False):
         """New states with their events; the answer is `Swept`."""
         due = view.due("node")
         now = [row for row in due if row.due_at <= view.now]
-        next_at = min((row.due_at for row in due if row.due_at > view.now), default=None)
+        next_at = _next_at(due, view)
         if not now:
             return Decision(Swept(0, next_at))
         looked = [_Looked(row, view) for row in now]
         fleet, alarm = _fleet(view, looked)
         # A full sweep has not seen all that is due. Who died in it is reaped when seen again: the silence of the
         # others is counted by then.
-        full = len(due) >= self.limit and next_at is None
+        full = len(now) >= self.limit
         owed = [end for one in looked for end in one.owed(fleet, full and one.died)]
         put = [one.node.row(one.due_at(fleet, view)) for one in looked]
         new: tuple[Row, ...] = ()
@@ -110,6 +113,18 @@ class SweepNodes(msgspec.Struct, frozen=True, gc=False):
         events = (*alarm, *(event for one in looked for event in one.events))
         swept = Swept(len(now), view.now if full else next_at, tuple(owed))
         return Decision(swept, new=new, put=tuple(put), events=events)
+
+
+def _next_at(due: list[Row], view: View) -> int | None:
+    """When somebody's time will come soon; in steps, as in a mass silence it comes to somebody each millisecond.
+
+    A node that was heard of since its time was set can be looked at whenever the next sweep is.
+    """
+    ttl_ms = view.scene.limits.node_ttl_ms
+    soon = ((row.due_at, node_of(row)) for row in due if row.due_at > view.now)
+    at = (at for at, node in soon if node.state != "ONLINE" or node.drain_until or node.last_seen + ttl_ms + 1 <= at)
+    first = min(at, default=None)
+    return None if first is None else max(first, view.now + STEP_MS)
 
 
 class _Looked:

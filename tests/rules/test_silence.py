@@ -354,3 +354,14 @@ def test_what_is_known_of_the_fleets_silence_stays_small() -> None:
         live(s, 1, 6, TTL + 6000, 6000)
         s.do(Beat("n000"))
     assert len(fleet_of(s.rows[FLEET]).slices) <= 18
+
+
+def test_a_sweep_asks_for_the_next_one_only_for_nodes_whose_time_will_truly_come() -> None:
+    s = stage()
+    s.do(Beat("n1"))
+    s.now += TTL - 500
+    s.do(Beat("n1"))
+    assert sweep(s).next_at is None, "it was heard of"
+    s.do(Beat("n2"))
+    assert sweep(s, TTL - 400).next_at == s.now + 401
+    assert sweep(s, 390).next_at == s.now + 50, "in steps"
