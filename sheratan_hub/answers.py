@@ -149,6 +149,8 @@ class Node(Answer, frozen=True, kw_only=True):
     current_jobs: int | None = None
     max_concurrent: int | None = None
     last_seen: str | None = None
+    draining: bool = False
+    drain_until: str | None = None
 
 
 class JobPage(Answer, frozen=True, kw_only=True):

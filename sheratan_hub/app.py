@@ -6,16 +6,18 @@ import asyncio
 import errno
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.config import Secrets, Settings, hide_password, store_url
+from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.ledger import LedgerFile
@@ -26,14 +28,19 @@ from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.web.auth import HostCheck, Tokens
+from sheratan_hub.web.connections import Bounds
 from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.room import Room
 from sheratan_hub.web.routes import ROUTES
 from sheratan_hub.web.server import Listener
+from sheratan_hub.web.tls import server_context
 
 log = logging.getLogger("sheratan.app")
 
 EXIT_CONFIG = 78
+
+RESERVED_FILES = 100
+"""Files that are no connections: the store, the logs, what Python has open."""
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -59,7 +66,33 @@ def limits_of(settings: Settings) -> Limits:
         age_ms=queue.age_seconds * 1000,
         max_leases_per_node=queue.max_leases_per_node,
         rates={source: Rate(one.per_minute, one.concurrent) for source, one in settings.rate_limits.items()},
+        max_heartbeats=nodes.max_heartbeats_per_second,
+        flip_window_ms=settings.attestation.flip_window_seconds * 1000,
+        spoof_threshold=settings.attestation.spoof_threshold,
     )
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """How many connections a plane may have, at most those that the process may open, and for how long."""
+    limits, spare = settings.limits, open_files() - RESERVED_FILES
+    most = min(limits.connections or spare // 2, max(1, spare // 2))
+    return Bounds(
+        limits.header_seconds * 1000,
+        limits.send_seconds * 1000,
+        limits.idle_seconds * 1000,
+        most,
+        limits.connections_per_address,
+    )
+
+
+def open_files() -> int:
+    """How many files the process may have open; it asks for as many as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 30
 
 
 def _kept(settings: Settings) -> dict[str, Any]:
@@ -81,6 +114,7 @@ class App:
 
     def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
         self.settings, self.store, self.clock = settings, store, clock
+        self._tls = server_context(settings.tls)
         self.metrics = Metrics(clock)
         logs = Path(settings.hub.data_dir) / "logs"
         self.audit = Audit(logs / "hub_security_audit.jsonl", clock, dead_letters=settings.dlq.enabled)
@@ -128,7 +162,9 @@ class App:
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
             plane = Plane(name, ROUTES, self.services, HostCheck(place.host, place.hosts))
-            self._listeners[name] = Listener(plane)
+            listener = self._listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), self._tls)
+            self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
+            self.metrics.watch(name, listener.connections)
             self.ports[name] = await self._listeners[name].start(place.host, place.port)
         gc.collect()
         gc.freeze()
@@ -190,7 +226,7 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         app = App(settings, secrets, open_store(store_url(settings), clock), clock)
-    except (StoreRefused, OSError) as no:
+    except (StoreRefused, BadConfig, OSError) as no:
         return _cannot_start(no)
     try:
         await app.start()
@@ -215,11 +251,12 @@ def _cannot_start(no: Exception) -> int:
 
 def _say(app: App) -> None:
     control, data = app.settings.control.host, app.settings.data.host
-    print(f"control plane  http://{control}:{app.ports['control']}", flush=True)
-    print(f"data plane     http://{data}:{app.ports['data']}", flush=True)
+    scheme = "https" if app.settings.tls.cert else "http"
+    print(f"control plane  {scheme}://{control}:{app.ports['control']}", flush=True)
+    print(f"data plane     {scheme}://{data}:{app.ports['data']}", flush=True)
     place = hide_password(store_url(app.settings))
     print(f"store          {place}, logs in {app.settings.hub.data_dir}/logs", flush=True)
-    url = f"http://{data}:{app.ports['data']}"
+    url = f"{scheme}://{data}:{app.ports['data']}"
     print(f"try next       sheratan-hub --data-url {url} submit my.kind --params '{{\"n\": 1}}'", flush=True)
     print(f"               sheratan-hub --data-url {url} jobs list", flush=True)
 

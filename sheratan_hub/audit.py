@@ -36,6 +36,13 @@ NAMES = {
     "job.redriven": "DLQ_REDRIVE",
     "jobs.pruned": "ADMIN_ACTION",
     "admin.action": "ADMIN_ACTION",
+    "node.drain": "NODE_DRAIN",
+    "node.resume": "NODE_RESUME",
+    "fleet.silent": "FLEET_SILENT",
+    "attestation.first_seen": "ATTESTATION_FIRST_SEEN",
+    "attestation.drift": "ATTESTATION_DRIFT",
+    "attestation.spoof_suspect": "ATTESTATION_SPOOF_SUSPECT",
+    "attestation.accepted": "ATTESTATION_ACCEPTED",
     f"refused.{Code.MISSING_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",
@@ -103,7 +110,7 @@ class Audit:
         detail = {"job_id": event.job_id, **meta} if event.job_id else meta
         node_id = meta.pop("node_id", None) or origin.node_id
         detail.pop("node_id", None)
-        if event.event.startswith("node.") and event.actor != "hub":
+        if node_id is None and event.event.startswith(("node.", "attestation.")) and event.actor != "hub":
             node_id = event.actor
         if name == "ADMIN_ACTION" or (origin is HUB and name != "DLQ_ENQUEUE"):
             self._write(name, origin, node_id, reason, detail)

@@ -13,11 +13,11 @@ import click
 
 from sheratan_hub import __version__
 from sheratan_hub.cli_jobs import jobs, submit
-from sheratan_hub.cli_output import NODE_COLUMNS, say, show_many
+from sheratan_hub.cli_nodes import nodes
+from sheratan_hub.cli_output import say, show_many
 from sheratan_hub.cli_target import (
     EXIT_CONFIG,
     EXIT_FAILED,
-    PATIENCE_SECONDS,
     Target,
     give_up,
     output_option,
@@ -33,14 +33,26 @@ config_option = click.option("--config", "path", type=click.Path(), help="Settin
 @click.option("--control-url", envvar="HUB_CONTROL_URL", help="[env HUB_CONTROL_URL; http://127.0.0.1:8787]")
 @click.option("--data-url", envvar="HUB_DATA_URL", help="[env HUB_DATA_URL; http://127.0.0.1:8788]")
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="[else env SHERATAN_HUB_TOKEN]")
+@click.option("--ca", envvar="HUB_CA", type=click.Path(), help="PEM file of the hub's authority. [env HUB_CA]")
+@click.option("--cert", envvar="HUB_CERT", type=click.Path(), help="PEM file to show as a client. [env HUB_CERT]")
+@click.option("--cert-key", envvar="HUB_CERT_KEY", type=click.Path(), help="Its private key. [env HUB_CERT_KEY]")
 @click.pass_context
-def main(context: click.Context, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
+def main(
+    context: click.Context,
+    control_url: str | None,
+    data_url: str | None,
+    token_file: str | None,
+    ca: str | None,
+    cert: str | None,
+    cert_key: str | None,
+) -> None:
     """Sheratan Hub hands work out to a fleet of machines over plain HTTP."""
-    context.obj = Target(control_url, data_url, token_file)
+    context.obj = Target(control_url, data_url, token_file, ca, cert, cert_key)
 
 
 main.add_command(submit)
 main.add_command(jobs)
+main.add_command(nodes)
 
 
 @main.command()
@@ -128,22 +140,6 @@ async def _worker(target: Target, options: Any) -> int:
         except ProcessDied as died:
             say(f"sheratan-hub: {died}")
             return EXIT_FAILED
-    return 0
-
-
-@main.command()
-@output_option
-@click.pass_obj
-def nodes(target: Target, output: str) -> None:
-    """List the machines of the fleet."""
-    run(_list_nodes(target, output))
-
-
-async def _list_nodes(target: Target, output: str) -> int:
-    from msgspec import to_builtins
-
-    async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
-        show_many([to_builtins(node) for node in await hub.nodes()], NODE_COLUMNS, output)
     return 0
 
 

@@ -13,7 +13,17 @@ from typing import Any
 import click
 
 JOB_COLUMNS = ("job_id", "status", "kind", "source", "attempt", "node_id", "created_at", "reason")
-NODE_COLUMNS = ("node_id", "status", "health", "zone", "capabilities", "current_jobs", "max_concurrent", "last_seen")
+NODE_COLUMNS = (
+    "node_id",
+    "status",
+    "health",
+    "draining",
+    "zone",
+    "capabilities",
+    "current_jobs",
+    "max_concurrent",
+    "last_seen",
+)
 
 WHOLE = ("job_id", "node_id", "status")
 

@@ -23,7 +23,16 @@ output_option = click.option("-o", "--output", type=click.Choice(["table", "json
 class Target:
     """The hub that a command talks to, and with which token."""
 
-    def __init__(self, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
+    def __init__(
+        self,
+        control_url: str | None,
+        data_url: str | None,
+        token_file: str | None,
+        ca: str | None = None,
+        cert: str | None = None,
+        cert_key: str | None = None,
+    ) -> None:
+        self._ca, self._cert, self._cert_key = ca, cert, cert_key
         self.control_url = control_url
         self.data_url = data_url
         self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN_ACTIVE") or os.environ.get("SHERATAN_HUB_TOKEN")
@@ -33,13 +42,14 @@ class Target:
 
     def client(self, **options: Any) -> HubClient:
         """A client for it. Without a token the default one of a hub on this machine is tried."""
-        from sheratan_hub.client import CONTROL_URL, DATA_URL, HubClient
+        from sheratan_hub.client import CONTROL_URL, DATA_URL, HubClient, client_tls
         from sheratan_hub.config import DEFAULT_TOKEN
 
         token = self.token if self.token is not None else DEFAULT_TOKEN
         try:
-            return HubClient(self.control_url or CONTROL_URL, self.data_url or DATA_URL, token, **options)
-        except ValueError as error:
+            tls = client_tls(self._ca, self._cert, self._cert_key) if self._ca or self._cert else None
+            return HubClient(self.control_url or CONTROL_URL, self.data_url or DATA_URL, token, tls=tls, **options)
+        except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from None
 
 

@@ -5,6 +5,7 @@ Longer than 300 lines because it is one class with one method for each route.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -35,7 +36,7 @@ from sheratan_hub.answers import (
 from sheratan_hub.canonical import Raw, result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, outcomes_of, request_of
-from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport
+from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport, client_tls
 
 __all__ = [
     "Accepted",
@@ -52,6 +53,7 @@ __all__ = [
     "Refusal",
     "Report",
     "Submitted",
+    "client_tls",
 ]
 
 CONTROL_URL = "http://127.0.0.1:8787"
@@ -67,7 +69,8 @@ class HubClient:
     Lost connections, cut answers, 429 and 503 are tried again with full jitter and Retry-After, for up to
     `patience_seconds` a call (0: one try). Every method raises `HubRefused` when the hub says no and
     `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
-    answer may take beyond what a long poll waits on purpose; `hmac_key` signs results.
+    answer may take beyond what a long poll waits on purpose; `hmac_key` signs results; `tls` is for a hub
+    whose certificate the system does not know, or that asks for one (see `client_tls`).
 
     Any number of tasks may share one client. Calls of `submit`, and of `complete` and `fail`, that are made while
     others are under way travel as one request; each still has its own outcome.
@@ -86,6 +89,7 @@ class HubClient:
         answer_seconds: float = 30.0,
         connections: int = 32,
         hmac_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._hmac_key = hmac_key
@@ -98,6 +102,7 @@ class HubClient:
             backoff_cap_ms=backoff_cap_ms,
             answer_seconds=answer_seconds,
             connections=connections,
+            tls=tls,
         )
         self._submits = Merger(self._hub, "jobs", Submitted)
         self._reports = Merger(self._hub, "results", Accepted)
@@ -340,10 +345,14 @@ class HubClient:
         current_jobs: int | None = None,
         max_concurrent: int | None = None,
         endpoint: str | None = None,
+        ts_utc: str | None = None,
         attestation: Mapping[str, str] | None = None,
         labels: Mapping[str, object] | None = None,
     ) -> Beat:
-        """Check in on the control plane. `labels` are further scalar fields the hub keeps with the node."""
+        """Check in on the control plane. `labels` are further scalar fields the hub keeps with the node.
+
+        `ts_utc` is the node's own time (RFC 3339): the hub shows how far it is off.
+        """
         named = {name: value for name, value in locals().items() if name not in ("self", "labels")}
         return await self._post("control", "/api/hosts/heartbeat", {**(labels or {}), **named}, Beat)
 
@@ -357,6 +366,35 @@ class HubClient:
             if page.next_cursor is None:
                 return nodes
             query = {"cursor": page.next_cursor}
+
+    async def node(self, node_id: str) -> dict[str, Any]:
+        """One node, with the history of what it attested."""
+        return await self._get("control", _node_path(node_id))
+
+    async def drain(self, node_id: str, *, seconds: float | None = None, until: str | None = None) -> dict[str, Any]:
+        """Lease nothing more to the node; when the deadline has passed, what it holds goes to others."""
+        body = {"seconds": seconds, "until": until}
+        return await self._post("control", f"{_node_path(node_id)}/drain", body, dict[str, Any])
+
+    async def resume(self, node_id: str) -> dict[str, Any]:
+        """Take a drained node back."""
+        return await self._post("control", f"{_node_path(node_id)}/resume", {}, dict[str, Any])
+
+    async def attest(self, node_id: str) -> dict[str, Any]:
+        """Accept what the node attests now as its baseline. 409 when its last heartbeat attested nothing."""
+        return await self._post("control", f"{_node_path(node_id)}/attest", {}, dict[str, Any])
+
+    async def forget(self, node_id: str) -> dict[str, Any]:
+        """Forget a node that is DEAD."""
+        return await self._hub.ask(Request("control", "DELETE", _node_path(node_id)), dict[str, Any])
+
+    async def fleet(self) -> dict[str, Any]:
+        """How many nodes are in which state; `silence` while mass silence keeps dead nodes' leases."""
+        return await self._get("control", "/api/fleet")
+
+    async def reap(self) -> dict[str, Any]:
+        """End the brake on mass silence: the leases of DEAD nodes end now. `ended`: whether there was one."""
+        return await self._post("control", "/api/fleet/reap", {}, dict[str, Any])
 
     async def registry(self) -> dict[str, Any]:
         """The fleet's registry: `nodes` by id, and `policy`."""
@@ -383,6 +421,10 @@ class HubClient:
 
 def _job_path(job_id: str) -> str:
     return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def _node_path(node_id: str) -> str:
+    return f"/api/hosts/{quote(node_id, safe='')}"
 
 
 def _alone(fields: Mapping[str, Any]) -> Request:

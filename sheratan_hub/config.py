@@ -63,10 +63,18 @@ class AuthSettings(Section, frozen=True):
 
 
 class NodeSettings(Section, frozen=True):
-    """When a silent node counts as STALE and as DEAD."""
+    """When a silent node counts as STALE and as DEAD, and how often nodes are asked to come."""
 
     ttl_seconds: int = 120
     dead_seconds: int = 600
+    max_heartbeats_per_second: int = 1000
+
+
+class AttestationSettings(Section, frozen=True):
+    """When changes of what a node attests are suspect."""
+
+    flip_window_seconds: int = 120
+    spoof_threshold: int = 3
 
 
 class QueueSettings(Section, frozen=True):
@@ -137,6 +145,20 @@ class LimitSettings(Section, frozen=True):
     batch_bytes: int = 16_777_216
     batch_jobs: int = 1000
     json_depth: int = 64
+    header_seconds: int = 10
+    body_seconds: int = 10
+    send_seconds: int = 10
+    idle_seconds: int = 75
+    connections: int = 20_000
+    connections_per_address: int = 1000
+
+
+class TlsSettings(Section, frozen=True):
+    """Certificates, as PEM files. Without `cert` both planes speak plain HTTP."""
+
+    cert: str = ""
+    key: str = ""
+    client_ca: str = ""
 
 
 class MetricsSettings(Section, frozen=True):
@@ -177,6 +199,7 @@ class Settings(Section, frozen=True):
     store: StoreSettings = StoreSettings()
     auth: AuthSettings = AuthSettings()
     nodes: NodeSettings = NodeSettings()
+    attestation: AttestationSettings = AttestationSettings()
     queue: QueueSettings = QueueSettings()
     retry: RetrySettings = RetrySettings()
     retention: RetentionSettings = RetentionSettings()
@@ -185,6 +208,7 @@ class Settings(Section, frozen=True):
     idempotency: IdempotencySettings = IdempotencySettings()
     integrity: IntegritySettings = IntegritySettings()
     limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     rate_limits: dict[str, RateLimitSettings] = {}
@@ -208,6 +232,8 @@ ENVIRONMENT = {
     "SHERATAN_HUB_TOKEN_REQUIRED": "auth.token_required",
     "SHERATAN_NODE_TTL_SEC": "nodes.ttl_seconds",
     "SHERATAN_NODE_DEAD_SEC": "nodes.dead_seconds",
+    "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC": "attestation.flip_window_seconds",
+    "SHERATAN_ATTESTATION_SPOOF_THRESHOLD": "attestation.spoof_threshold",
     "SHERATAN_MAX_QUEUE_DEPTH": "queue.max_depth",
     "SHERATAN_MAX_INFLIGHT": "queue.max_inflight",
     "SHERATAN_BACKPRESSURE_MODE": "queue.backpressure_mode",
@@ -244,8 +270,6 @@ SECRETS = {
 LATER = (
     "SHERATAN_HUB_TOKEN_NEXT",
     "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
-    "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC",
-    "SHERATAN_ATTESTATION_SPOOF_THRESHOLD",
 )
 YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -263,6 +287,9 @@ RANGES = {
     "control.port": (0, 65_535),
     "data.port": (0, 65_535),
     "limits.json_depth": (1, 500),
+    "limits.connections": (0, 1_000_000_000),
+    "limits.connections_per_address": (0, 1_000_000_000),
+    "attestation.spoof_threshold": (1, 1000),
     "hub.restart_grace_seconds": (0, 1_000_000_000),
     "queue.item_ttl_seconds": (0, 1_000_000_000),
     "queue.loss_delay_ms": (0, 1_000_000_000),
@@ -494,6 +521,10 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
             yield "The default token is for 127.0.0.1 only; set SHERATAN_HUB_TOKEN, or bind both planes to 127.0.0.1."
         if not settings.auth.token_required:
             yield "auth.token_required can be switched off only while both planes are bound to 127.0.0.1."
+    if bool(settings.tls.cert) != bool(settings.tls.key):
+        yield "tls.cert and tls.key belong together; set both or none."
+    if settings.tls.client_ca and not settings.tls.cert:
+        yield "tls.client_ca needs tls.cert and tls.key."
     if settings.nodes.dead_seconds < settings.nodes.ttl_seconds:
         yield "nodes.dead_seconds must not be less than nodes.ttl_seconds."
     if settings.retry.backoff_cap_ms < settings.retry.backoff_base_ms:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from sheratan_hub.beats import Beats
 from sheratan_hub.clock import Clock, settle
 from sheratan_hub.commit import TURNS, Committer
 from sheratan_hub.items import HUB, Committed, Happened, Item, Order, Origin, Outcome
@@ -58,9 +59,13 @@ class Hub:
         self.committer.guests = self._guests
         self.reading, self.keeping = Reading(self), Keeping(self)
         behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
-        self.loops = [Loop("sweep", self.sweep, clock), *(Loop(name, step, clock) for name, step in behind)]
+        self.loops = [
+            Loop("sweep", self.sweep, clock, late=self.stood_still),
+            *(Loop(name, step, clock) for name, step in behind),
+        ]
         self.waiting.open = lambda lane: not self.committer.standing.closed(lane, clock.now())
         self.lease_ends_at: int | None = None
+        self.beats = Beats(self)
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
@@ -337,6 +342,11 @@ class Hub:
                     break
         if standing.resumed():
             self.waiting.wake_all()
+
+    def stood_still(self, ms: int) -> None:
+        """The process could hear nobody for so long: leases and nodes get the grace of a start (design rule 12)."""
+        log.warning("the hub has stood still for %.1f s; leases and nodes get the grace of a restart", ms / 1000)
+        self.committer.started_at = self.clock.now()
 
     async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""

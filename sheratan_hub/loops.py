@@ -10,16 +10,29 @@ from sheratan_hub.clock import Clock
 
 log = logging.getLogger("sheratan.loops")
 
+LATE_MS = 5000
+
 Step = Callable[[], Awaitable[int | None]]
 """Does what is due; returns when it wants to run again (ms since 1970), or None."""
 
 
 class Loop:
-    """Runs `step` when it is due: at the time it asked for, when nudged, and at least every `at_least_ms`."""
+    """Runs `step` when it is due: at the time it asked for, when nudged, and at least every `at_least_ms`.
 
-    def __init__(self, name: str, step: Step, clock: Clock, at_least_ms: int = 1000) -> None:
+    When it wakes `LATE_MS` after its time or more, the process has stood still: then `late` is told how long before.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        step: Step,
+        clock: Clock,
+        at_least_ms: int = 1000,
+        late: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.name = name
         self.errors = 0
+        self._late = late
         self._step, self._clock, self._at_least_ms = step, clock, at_least_ms
         self._nudged = asyncio.Event()
         self._next_at = 0
@@ -42,7 +55,11 @@ class Loop:
                 log.exception("loop %s failed", self.name)
             if asked is not None:
                 self._next_at = min(self._next_at, asked)
+            since = self._clock.now()
             await self._sleep()
+            over = self._clock.now() - max(self._next_at, since)
+            if over >= LATE_MS:
+                self._late(over)
 
     async def _sleep(self) -> None:
         while (left := self._next_at - self._clock.now()) > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +32,15 @@ DIVERGED = {True: "true", False: "false", None: "unknown"}
 PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
 PROMISES_MS = {"HIGH": 60_000, "NORMAL": 300_000}
 """How long a job of this priority waits at most, when there is enough capacity."""
+ATTESTATIONS = ("OK", "DRIFT", "SPOOF_SUSPECT", "MISSING")
+
+
+class Sockets(Protocol):
+    """The connections of a plane: how many are open, and how many were cut since they were last counted, by why."""
+
+    cut: Any
+
+    def __len__(self) -> int: ...
 
 
 class Minute:
@@ -88,6 +97,7 @@ class Metrics:
         )
         self._jobs = self._gauge("sheratan_jobs", "Jobs in the store, by status.", "status")
         self._nodes = self._gauge("sheratan_nodes", "Nodes, by state.", "state")
+        self._attested = self._gauge("sheratan_node_attestations", "Nodes, by what they attest.", "status")
         self._keys = self._gauge("sheratan_idempotency_keys", "Idempotency keys in the store.")
         self._polls = self._gauge("sheratan_long_polls", "Requests that wait for work or for a job's end.")
         self._waiting = self._gauge("sheratan_commands_waiting", "Commands waiting for a transaction.")
@@ -99,8 +109,15 @@ class Metrics:
             "sheratan_promises_missed", "Lanes whose first job waits longer than its priority promises.", "priority"
         )
         self._oldest = self._gauge("sheratan_oldest_wait_seconds", "How long the oldest job waits.", "priority")
+        self._open = self._gauge("sheratan_connections", "Open connections, by plane.", "plane")
+        self._cut = self._counter("sheratan_connections_cut", "Connections cut by the hub, by why.", "plane", "reason")
+        self._watched: dict[str, Sockets] = {}
         build = self._gauge("sheratan_build_info", "The running version.", "version")
         build.labels(__version__).set(1)
+
+    def watch(self, plane: str, sockets: Sockets) -> None:
+        """Count the connections of a plane."""
+        self._watched[plane] = sockets
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -160,6 +177,13 @@ class Metrics:
             self._jobs.labels(status).set(counts.get(f"job:{status}", 0))
         for state in NODE_STATES:
             self._nodes.labels(state).set(counts.get(f"node:{state}", 0))
+        for status in ATTESTATIONS:
+            self._attested.labels(status).set(counts.get(f"attestation:{status}", 0))
+        for plane, sockets in self._watched.items():
+            self._open.labels(plane).set(len(sockets))
+            for reason, n in sockets.cut.items():
+                self._cut.labels(plane, reason).inc(n)
+            sockets.cut.clear()
         self._keys.set(counts.get("key", 0))
         self._polls.set(polls)
         self._waiting.set(waiting)
@@ -190,6 +214,9 @@ class Metrics:
             "attestation_ok": counts.get("attestation:OK", 0),
             "attestation_missing": counts.get("attestation:MISSING", 0),
             "attestation_drift": counts.get("attestation:DRIFT", 0),
+            "attestation_spoof_suspect": counts.get("attestation:SPOOF_SUSPECT", 0),
+            "attestation_drift_1m": minute["attestation.drift"],
+            "attestation_spoof_1m": minute["attestation.spoof_suspect"],
         }
 
     def data_json(self, counts: Mapping[str, int]) -> dict[str, Any]:

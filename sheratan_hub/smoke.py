@@ -215,6 +215,31 @@ async def _node_shown(hub: Target) -> None:
     expect((await hub.ask("control", "DELETE", path)).status == 409, "a living node was forgotten")
 
 
+@check("node: what it attests is a signal, and an operator can accept it")
+async def _attested(hub: Target) -> None:
+    node = f"{hub.name}-a"
+    found = []
+    for build_id in ("b1", "b2"):
+        body = {"node_id": node, "attestation": {"build_id": build_id, "capability_hash": "c"}}
+        found.append((await hub.ask("control", "POST", "/api/hosts/heartbeat", body)).body["attestation_status"])
+    expect(found == ["OK", "DRIFT"], f"another build was {found[-1]}")
+    accepted = (await hub.ask("control", "POST", f"/api/hosts/{node}/attest")).body
+    expect(accepted["attestation"]["status"] == "OK", "it was not accepted")
+
+
+@check("node: a drained one gets no jobs until it is resumed")
+async def _drained(hub: Target) -> None:
+    node = f"{hub.name}-a"
+    expect((await hub.ask("control", "POST", f"/api/hosts/{node}/drain")).status == 200, "it was not drained")
+    job_id = await hub.submit()
+    pulled = await hub.data("/api/jobs/pull", {"node_id": node, "kinds": [hub.name], "capabilities": []})
+    expect((pulled["jobs"], pulled.get("reason")) == ([], "node_draining"), "it got a job, or no reason")
+    await hub.ask("control", "POST", f"/api/hosts/{node}/resume")
+    lease = await hub.lease()
+    expect(lease["job_id"] == job_id, "another job was leased")
+    await hub.finish(lease)
+
+
 @check("job: submit, lease, extend, result, completed")
 async def _life(hub: Target) -> None:
     job_id = await hub.submit(params={"n": 1})

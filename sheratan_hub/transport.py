@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -99,7 +100,9 @@ class Transport:
         backoff_cap_ms: float,
         answer_seconds: float,
         connections: int,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._urls = {plane: url.rstrip("/") for plane, url in urls.items()}
         self._headers = _headers(token)
         self.clock = clock
@@ -115,7 +118,7 @@ class Transport:
 
     async def __aenter__(self) -> Transport:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections),
+            connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
         )
@@ -214,6 +217,17 @@ class Transport:
             return max(0.0, parsedate_to_datetime(text).timestamp() - self.clock.now() / 1000)
         except ValueError:
             return None
+
+
+def client_tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Trust `ca` (a PEM file; None: what the system trusts), and show `cert` with its `key` to hubs that ask.
+
+    Raises OSError (ssl.SSLError is one) when a file will not do.
+    """
+    context = ssl.create_default_context(cafile=ca)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
 
 
 def _problem(body: bytes) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""What the hub does by itself: sweeping up what is due, reaping dead nodes' leases, clamping times at the start."""
+"""What the hub does by itself: sweeping up what is due, clamping times at the start."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sheratan_hub.items import HUB, Item
+from sheratan_hub.reaping import reap
 from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
-from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
+from sheratan_hub.rules.nodes import Swept, node_of
 from sheratan_hub.rules.pauses import SweepPauses
-from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, ReapNode, SweepJobs, delayed_beyond
+from sheratan_hub.rules.silence import ClampNodes, SweepNodes
+from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, SweepJobs, delayed_beyond
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
@@ -28,25 +30,13 @@ async def sweep(hub: Hub) -> int | None:
     outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes(), SweepPauses()], urgent=True)
     hub.lease_ends_at = outcomes[0].next_at if isinstance(outcomes[0], Swept) else None
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
-    for node_id in (node_id for one in swept for node_id in one.dead):
-        await _reap(hub, node_id)
+    await reap(hub, [end for one in swept for end in one.owed])
     return min((one.next_at for one in swept if one.next_at is not None), default=None)
 
 
 def cascades() -> list[Command]:
     """What tells dependents of their parents, and ties those that have many to them: a piece of each."""
     return [SweepCascades(), SweepLinks()]
-
-
-async def _reap(hub: Hub, node_id: str) -> None:
-    after: str | None = None
-    while True:
-        page = await hub.page("job", ("running", None, None, None, node_id), after)
-        if page.rows:
-            await hub.execute_many([ReapNode(node_id, tuple(row.id for row in page.rows))], urgent=True)
-        if page.next is None:
-            return
-        after = page.next
 
 
 async def clamp(hub: Hub) -> None:

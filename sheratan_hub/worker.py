@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sheratan_hub.client import HubClient, Lease, Pulled, Report
-from sheratan_hub.clock import Clock
+from sheratan_hub.clock import Clock, rfc3339
 from sheratan_hub.contact import Contact
 from sheratan_hub.handlers import Attempt, Fail, Handler, Outcome, failure, handler, load
 from sheratan_hub.outbox import Outbox
@@ -214,6 +214,7 @@ class Worker:
                 capabilities=self._options.capabilities,
                 current_jobs=len(self._running),
                 max_concurrent=self._options.concurrency,
+                ts_utc=rfc3339(self._clock.now()),
             ),
         )
         if beat is None:

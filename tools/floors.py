@@ -23,6 +23,8 @@ FLOORS = {
         "items",
         "memo",
         "upkeep",
+        "reaping",
+        "beats",
         "waiting",
         "loops",
         "metrics",
@@ -33,7 +35,7 @@ FLOORS = {
         "standing",
     ),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "__main__"),
 }
 CLIENT = (
     "answers",

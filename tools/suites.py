@@ -22,7 +22,7 @@ BUDGETS = {"rules": 20, "stores": 80, "hub": 45, "model": 120, "web": 120, "worl
 AT_ONCE = 2
 """How many tests of a suite run at once, each in a process of its own."""
 
-TOOLS = {"curl": "curl", "gcc": "gcc", "node": "nodejs", "strace": "strace", "wrk": "wrk"}
+TOOLS = {"curl": "curl", "gcc": "gcc", "node": "nodejs", "openssl": "openssl", "strace": "strace", "wrk": "wrk"}
 """Programs that some tests run, and the packages of Debian that bring them."""
 
 NO_TESTS = 5

@@ -41,6 +41,7 @@ class Code(StrEnum):
     ALREADY_FINISHED = "already_finished"
     NODE_ALIVE = "node_alive"
     NOT_FAILED = "not_failed"
+    NOT_ATTESTED = "not_attested"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
@@ -136,6 +137,9 @@ class Limits(msgspec.Struct, frozen=True):
     age_ms: int = 60_000
     max_leases_per_node: int = 0
     rates: Mapping[str, Rate] = {}
+    max_heartbeats: int = 1000
+    flip_window_ms: int = 120_000
+    spoof_threshold: int = 3
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):

@@ -1,6 +1,7 @@
 """What the holder of a lease may say: result, extend, release; and cancelling (design rules 1-3, 14).
 
-Every verb carries the `lease_id`, which is compared in the same transaction, and can be repeated blindly.
+Every verb carries the `lease_id`, which is compared in the same transaction, and can be repeated blindly. The file
+is longer than 300 lines because these verbs share the fence and the record of ended leases.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from sheratan_hub.storage import Row, Wants
 
 CLOSED_KEPT = 8
 """How many ended leases of a job are remembered, so that a repeat gets its answer again."""
+
+RELEASED = "released"
+"""What stands for the digest of a lease that was given back."""
 
 EXTEND_MAX_MS = 86_400_000
 
@@ -100,6 +104,8 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         return job.lease_id
 
     def _again(self, closed: Closed, digest: str) -> Decision:
+        if closed.digest == RELEASED:
+            raise Refused(Code.LEASE_SUPERSEDED, f"this lease of job {self.job_id} was given back")
         if closed.digest != digest:
             raise Refused(
                 Code.RESULT_CONFLICT,
@@ -165,12 +171,13 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     """Give the job back at no cost, to its old place in the line.
 
     `undelivered` is for the hub itself, when an answer could not be written: refused if the leases were sent more
-    than once, as another answer may have arrived.
+    than once, as another answer may have arrived. `cause` is why the hub ends a lease that its node holds.
     """
 
     job_id: str
     lease_id: str
     undelivered: bool = False
+    cause: str = ""
 
     def wants(self, scene: Scene) -> Wants:
         """The job."""
@@ -180,7 +187,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         """Refused: `job_not_found`, `lease_superseded`, `result_conflict`, `not_leased`."""
         job = found(view, self.job_id)
         closed = job.closing(self.lease_id)
-        if closed is not None and closed.digest == "released":
+        if closed is not None and closed.digest == RELEASED:
             return Decision(Finished(job.id, closed.status))
         if closed is not None:
             raise Refused(Code.RESULT_CONFLICT, f"the lease of job {job.id} was already ended with a result")
@@ -188,7 +195,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         if self.undelivered and job.sending > 1:
             raise Refused(Code.LEASE_SUPERSEDED, f"the lease of job {job.id} was sent more than once")
         if job.status != "running":  # the hub has ended the lease; said once more, this gets the same answer
-            told = close(job, Closed(self.lease_id, "released", job.status))
+            told = close(job, Closed(self.lease_id, RELEASED, job.status))
             return Decision(Finished(job.id, job.status), put=(told.row,))
         return self._give_back(job, view)
 
@@ -196,9 +203,10 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         if self.undelivered:
             job = job.with_(uncounted=job.uncounted + 1)
         happened, back = after_release(job, view.now, view.scene.limits)
-        back = close(back, Closed(self.lease_id, "released", back.status))
-        actor = "hub" if self.undelivered else job.node_id or "client"
-        event = job_event(back, happened, view.now, actor, attempt=job.attempt, reason=back.reason)
+        back = close(back, Closed(self.lease_id, RELEASED, back.status))
+        actor = "hub" if self.undelivered or self.cause else job.node_id or "client"
+        reaped = {"node_id": job.node_id, "cause": self.cause} if self.cause else {}
+        event = job_event(back, happened, view.now, actor, attempt=job.attempt, reason=back.reason, **reaped)
         answer = Finished(job.id, back.status)
         if self.undelivered:
             return Decision(answer, put=(back.row,), events=(event,))

@@ -1,4 +1,7 @@
-"""The node: heartbeats, ONLINE / STALE / DEAD by its silence, forgetting."""
+"""The node: heartbeats, ONLINE / STALE / DEAD by its silence, when to come again, forgetting (design rule 13).
+
+What silence does is decided in `silence.py`, what operators do with a node in `drain.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,35 @@ from typing import Literal
 
 import msgspec
 
-from sheratan_hub.rules.attestation import Attested, Claim, attest
-from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene, due_wants
+from sheratan_hub.rules.attestation import Attested, Claim, attest, news
+from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
 State = Literal["ONLINE", "STALE", "DEAD"]
+Health = Literal["GREEN", "YELLOW", "RED"]
+Owed = Literal["dead", "boot", "drain"]
+"""Why leases of a node must end: it is DEAD, it was started anew, or its drain's deadline has passed."""
+
+INTERVAL_SHARE = 0.3
+"""However large the fleet, the next heartbeat is asked for within this share of the TTL: jittered, a third of it."""
+
+JITTER = 0.2
+"""An interval is told give or take half of this."""
 
 
 class Node(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A node's document. Times in ms since 1970. `state` is the last one written; `state_of` tells the present one."""
+    """A node's document. Times in ms since 1970. `state` is the last one written; `state_of` tells the present one.
+
+    `booted_at`: when its present `boot_id` was first heard of, if it had another before. `owed`: whose leases the
+    hub has yet to end. `drain_until` 0: no deadline, or it has passed. `skew_ms`: its clock less the hub's.
+    """
 
     id: str
     first_seen: int
     last_seen: int
     state: State = "ONLINE"
-    health: Literal["GREEN", "YELLOW", "RED"] = "GREEN"
+    health: Health = "GREEN"
     status: Literal["online", "busy"] = "online"
     zone: str | None = None
     capabilities: tuple[str, ...] = ()
@@ -34,6 +50,10 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     attested: Attested = Attested()
     cancel: tuple[str, ...] = ()
     draining: bool = False
+    drain_until: int = 0
+    booted_at: int = 0
+    owed: tuple[Owed, ...] = ()
+    skew_ms: int | None = None
 
     def row(self, due_at: int | None) -> Row:
         """The row it is kept as; None: nobody needs to look at it again."""
@@ -49,6 +69,11 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
             due_at or 0,
         )
 
+    def owing(self, owed: Owed, still: bool) -> Node:
+        """With this end of its leases owed, or no longer."""
+        others = tuple(one for one in self.owed if one != owed)
+        return msgspec.structs.replace(self, owed=(*others, owed) if still else others)
+
 
 def node_of(row: Row) -> Node:
     """The node kept in a row."""
@@ -60,29 +85,75 @@ def state_of(node: Node, now: int, limits: Limits, started_at: int) -> State:
 
     A node that was written as DEAD or STALE stays so until it is heard of, whatever a clock says.
     """
-    if node.state == "DEAD" or now > _dead_at(node, now, limits, started_at):
+    if node.state == "DEAD" or now > dead_at(node, now, limits, started_at):
         return "DEAD"
     return "STALE" if node.state == "STALE" or now - node.last_seen > limits.node_ttl_ms else "ONLINE"
 
 
-def _dead_at(node: Node, now: int, limits: Limits, started_at: int) -> int:
+def dead_at(node: Node, now: int, limits: Limits, started_at: int) -> int:
     """When silence makes it DEAD: after a start not before the restart grace is over (design rule 12)."""
     grace = min(limits.node_dead_ms, limits.restart_grace_ms)
     return max(min(node.last_seen, now) + limits.node_dead_ms, started_at + grace)
 
 
+def health_of(node: Node) -> Health:
+    """As it says itself, but YELLOW at least while what it attests is in doubt."""
+    doubtful = node.attested.status in ("DRIFT", "SPOOF_SUSPECT")
+    return "YELLOW" if doubtful and node.health == "GREEN" else node.health
+
+
+def interval_ms(online: int, limits: Limits) -> float:
+    """When the next heartbeat of one of so many nodes is due.
+
+    Often enough to be seen alive, and to be told of a cancel well before its grace is over; but no more
+    heartbeats a second than configured, unless a node would be STALE before its next.
+    """
+    base = min(limits.node_ttl_ms / 4, max(1000.0, limits.cancel_grace_ms / 3))
+    most = limits.node_ttl_ms * INTERVAL_SHARE
+    return min(max(base, online * 1000 / limits.max_heartbeats), max(base, most))
+
+
+class End(msgspec.Struct, frozen=True, gc=False):
+    """Leases of a node that must end, and why; `booted_at` (ms) is that of the boot which it was seen for."""
+
+    node_id: str
+    owed: Owed
+    booted_at: int = 0
+
+    def holds(self, node: Node) -> bool:
+        """Whether it is still so."""
+        return self.owed in node.owed and (self.owed != "boot" or node.booted_at == self.booted_at)
+
+
+class Swept(msgspec.Struct, frozen=True, gc=False):
+    """What a sweep did: how many rows it changed, when the next is due (ms, None: unknown), whose leases must end."""
+
+    changed: int
+    next_at: int | None = None
+    owed: tuple[End, ...] = ()
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The nodes whose leases end because they are DEAD."""
+        return tuple(end.node_id for end in self.owed if end.owed == "dead")
+
+
 class Beaten(msgspec.Struct, frozen=True, gc=False):
-    """The node as recorded, and the ids of its running jobs that it should stop."""
+    """The node as recorded, the ids of its running jobs that it should stop, and when to come again (ms)."""
 
     node: Node
     cancel: tuple[str, ...]
+    next_in_ms: float = 0.0
 
 
 class Beat(msgspec.Struct, frozen=True, gc=False):
-    """A heartbeat. A field that is None was not sent and keeps its last value; health and status have defaults."""
+    """A heartbeat. A field that is None was not sent and keeps its last value; health and status have defaults.
+
+    `sent_ms` is the node's own time, `jitter` from 0 up to 1.
+    """
 
     node_id: str
-    health: Literal["GREEN", "YELLOW", "RED"] = "GREEN"
+    health: Health = "GREEN"
     status: Literal["online", "busy"] = "online"
     zone: str | None = None
     capabilities: tuple[str, ...] | None = None
@@ -93,55 +164,97 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
     sent_at: str | None = None
     labels: dict[str, str | int | float | bool] | None = None
     claim: Claim | None = None
+    sent_ms: int | None = None
+    jitter: float = 0.5
 
     def wants(self, scene: Scene) -> Wants:
-        """The node's row."""
-        return Wants(keys={Key("node", self.node_id)})
+        """The node's row, and how many nodes there are."""
+        return Wants(keys={Key("node", self.node_id)}, counts={"node:ONLINE"})
 
     def decide(self, view: View) -> Decision:
-        """Record it; never refused. Not synced by itself when nothing but the last contact moved."""
+        """Record it, before anything else is decided about it (design rule 13); never refused.
+
+        Not synced by itself when nothing but the last contact moved.
+        """
         row = view.row("node", self.node_id)
         before = node_of(row) if row else None
-        cancel = _still_to_cancel(view, before.cancel, self.node_id) if before else ()
-        node = self._recorded(before, view.now, cancel)
-        back = before is None or before.state != "ONLINE"
-        due_at = view.now + view.scene.limits.node_ttl_ms if back or row is None else row.due_at
-        events = (Event(view.now, "node.online", node.id, zone=node.zone),) if back else ()
-        written = node.row(due_at)
+        cancel = _still_to_cancel(view, before.cancel, self.node_id) if before and before.cancel else ()
+        node = self._recorded(before, view.now, view.scene.limits, cancel)
+        written = node.row(self._due_at(before, node, row, view))
+        next_in_ms = interval_ms(view.count("node:ONLINE"), view.scene.limits) * (1 - JITTER / 2 + JITTER * self.jitter)
         return Decision(
-            Beaten(node, cancel),
+            Beaten(node, cancel, next_in_ms),
             new=(written,) if row is None else (),
             put=() if row is None else (written,),
-            events=events,
-            durable=before is None or node != msgspec.structs.replace(before, last_seen=node.last_seen),
+            events=_events(before, node, view.now),
+            durable=before is None or not _only_contact(before, node),
         )
 
-    def _recorded(self, before: Node | None, now: int, cancel: tuple[str, ...]) -> Node:
+    def _due_at(self, before: Node | None, node: Node, row: Row | None, view: View) -> int:
+        """At once if leases must end; else when it was, as the sweep moves it; anew for one that comes back."""
+        if node.owed:
+            return view.now
+        if before is None or row is None or row.agenda is None or before.state != "ONLINE":
+            silent = view.now + view.scene.limits.node_ttl_ms + 1
+            return min(silent, node.drain_until) if node.drain_until else silent
+        return row.due_at
+
+    def _recorded(self, before: Node | None, now: int, limits: Limits, cancel: tuple[str, ...]) -> Node:
         old = before or Node(self.node_id, now, now)
-        sent = {name: getattr(self, name) for name in _KEPT if getattr(self, name) is not None}
-        attested = attest(old.attested, self.claim, now)
-        return msgspec.structs.replace(
-            old,
-            last_seen=now,
-            state="ONLINE",
-            health=self.health,
-            status=self.status,
-            attested=attested,
-            cancel=cancel,
-            **sent,
+        restarted = None not in (self.boot_id, old.boot_id) and self.boot_id != old.boot_id
+        owed = old.owed
+        if owed or restarted:
+            owed = tuple(one for one in owed if one != "dead")
+            owed = (*owed, "boot") if restarted and "boot" not in owed else owed
+        return Node(
+            old.id,
+            old.first_seen,
+            now,
+            "ONLINE",
+            self.health,
+            self.status,
+            old.zone if self.zone is None else self.zone,
+            old.capabilities if self.capabilities is None else self.capabilities,
+            old.current_jobs if self.current_jobs is None else self.current_jobs,
+            old.max_concurrent if self.max_concurrent is None else self.max_concurrent,
+            old.boot_id if self.boot_id is None else self.boot_id,
+            old.endpoint if self.endpoint is None else self.endpoint,
+            old.sent_at if self.sent_at is None else self.sent_at,
+            old.labels if self.labels is None else self.labels,
+            attest(old.attested, self.claim, now, limits),
+            cancel,
+            old.draining,
+            old.drain_until,
+            now if restarted else old.booted_at,
+            owed,
+            old.skew_ms if self.sent_ms is None else self.sent_ms - now,
         )
 
 
-_KEPT = (
-    "zone",
-    "capabilities",
-    "current_jobs",
-    "max_concurrent",
-    "boot_id",
-    "endpoint",
-    "sent_at",
-    "labels",
-)
+def _only_contact(before: Node, node: Node) -> bool:
+    """Whether nothing but the time of the last contact, and what was measured by it, has moved."""
+    was, now = before.attested, node.attested
+    if was.last_seen is not None and now.last_seen is not None and was.last_seen.ts != now.last_seen.ts:
+        was = msgspec.structs.replace(was, last_seen=msgspec.structs.replace(was.last_seen, ts=now.last_seen.ts))
+    return node == msgspec.structs.replace(
+        before, last_seen=node.last_seen, sent_at=node.sent_at, skew_ms=node.skew_ms, attested=was
+    )
+
+
+def _events(before: Node | None, node: Node, now: int) -> tuple[Event, ...]:
+    """It is heard of for the first time or again, was started anew, attests something else."""
+    found = []
+    if before is None or before.state != "ONLINE":
+        found.append(Event(now, "node.online", node.id, zone=node.zone))
+    if before is not None and before.booted_at != node.booted_at:
+        found.append(Event(now, "node.restarted", node.id, zone=node.zone))
+    was = before.attested if before else Attested()
+    if was is not node.attested and node.attested.last_seen is not None:
+        claim = node.attested.last_seen
+        said = {"build_id": claim.build_id, "capability_hash": claim.capability_hash}
+        names = news(was, node.attested)
+        found += [Event(now, f"attestation.{name}", node.id, zone=node.zone, meta=said) for name in names]
+    return tuple(found)
 
 
 def _still_to_cancel(view: View, job_ids: tuple[str, ...], node_id: str) -> tuple[str, ...]:
@@ -165,82 +278,22 @@ class Forget(msgspec.Struct, frozen=True, gc=False):
 
     def decide(self, view: View) -> Decision:
         """Remove it. Refused: `node_not_found`, `node_alive`."""
-        row = view.row("node", self.node_id)
-        if row is None:
-            raise Refused(Code.NODE_NOT_FOUND, f"there is no node {self.node_id}")
-        state = state_of(node_of(row), view.now, view.scene.limits, view.scene.started_at)
+        node = known(view, self.node_id)
+        state = state_of(node, view.now, view.scene.limits, view.scene.started_at)
         if state != "DEAD":
             raise Refused(Code.NODE_ALIVE, f"node {self.node_id} is {state}; only a DEAD node can be forgotten")
-        gone = [row.key]
+        gone = [Key("node", self.node_id)]
         if view.row("puller", self.node_id) is not None:
             gone.append(Key("puller", self.node_id))
         return Decision(None, gone=tuple(gone), events=(Event(view.now, "node.forgotten", self.node_id),))
 
 
-class Swept(msgspec.Struct, frozen=True, gc=False):
-    """What a sweep did: how many rows it changed, when the next is due (ms, None: unknown), which nodes died."""
-
-    changed: int
-    next_at: int | None = None
-    dead: tuple[str, ...] = ()
-
-
-class SweepNodes(msgspec.Struct, frozen=True, gc=False):
-    """Write down the state of nodes that may have fallen silent. A node's `due_at` moves only here."""
-
-    limit: int = 500
-
-    def wants(self, scene: Scene) -> Wants:
-        """The nodes due by now."""
-        return due_wants("node", scene.now, self.limit)
-
-    def decide(self, view: View) -> Decision:
-        """New states with their events; the answer is `Swept`."""
-        put, events, dead = [], [], []
-        for row in view.due("node"):
-            node, due_at = _looked_at(node_of(row), view.now, view.scene)
-            put.append(node.row(due_at))
-            if node.state != row.labels[0]:
-                events.append(
-                    Event(
-                        view.now,
-                        f"node.{node.state.lower()}",
-                        "hub",
-                        zone=node.zone,
-                        meta={"node_id": node.id},
-                    )
-                )
-                dead += [node.id] if node.state == "DEAD" else []
-        next_at = view.now if len(put) >= self.limit else None
-        return Decision(Swept(len(put), next_at, tuple(dead)), put=tuple(put), events=tuple(events))
-
-
-class ClampNodes(msgspec.Struct, frozen=True, gc=False):
-    """After a start: no node was heard of in the future, even if the wall clock went back."""
-
-    node_ids: tuple[str, ...]
-
-    def wants(self, scene: Scene) -> Wants:
-        """The nodes."""
-        return Wants(keys={Key("node", id) for id in self.node_ids})
-
-    def decide(self, view: View) -> Decision:
-        """The answer is how many were clamped; the next sweep sees when each is due."""
-        rows = [row for id in self.node_ids if (row := view.row("node", id)) is not None]
-        nodes = [msgspec.structs.replace(node, last_seen=min(node.last_seen, view.now)) for node in map(node_of, rows)]
-        put = tuple(node.row(None if node.state == "DEAD" else view.now) for node in nodes)
-        return Decision(len(put), put=put)
-
-
-def _looked_at(node: Node, now: int, scene: Scene) -> tuple[Node, int | None]:
-    """The node with the state that it has now, and when to look again."""
-    state = state_of(node, now, scene.limits, scene.started_at)
-    looked = msgspec.structs.replace(node, state=state)
-    if state == "DEAD":
-        return looked, None
-    if state == "STALE":
-        return looked, _dead_at(node, now, scene.limits, scene.started_at) + 1
-    return looked, min(node.last_seen, now) + scene.limits.node_ttl_ms + 1
+def known(view: View, node_id: str) -> Node:
+    """The node, locked for change. Refused with `node_not_found` when it was never heard of."""
+    row = view.row("node", node_id)
+    if row is None:
+        raise Refused(Code.NODE_NOT_FOUND, f"there is no node {node_id}")
+    return node_of(row)
 
 
 _encode = msgspec.json.Encoder().encode

@@ -10,7 +10,7 @@ from sheratan_hub.canonical import NULL, Raw
 from sheratan_hub.rules.attempts import Kept, Outcome, ask_for_attempts, noted
 from sheratan_hub.rules.command import Decision, Event, Scene, due_wants
 from sheratan_hub.rules.jobs import Job, job_event, job_key, job_of
-from sheratan_hub.rules.nodes import Swept
+from sheratan_hub.rules.nodes import End, Swept, node_of
 from sheratan_hub.rules.retry import after_failure, after_loss, end
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
@@ -62,35 +62,47 @@ class SweepJobs(msgspec.Struct, frozen=True, gc=False):
         return jobs, next_at
 
 
-class ReapNode(msgspec.Struct, frozen=True, gc=False):
-    """The leases of a dead node end now, as losses. `job_ids` are those that were seen to be its own."""
+CAUSES = {"dead": "node_dead", "boot": "node_restarted"}
+"""Why a node's leases end as losses, as the audit log tells it."""
 
-    node_id: str
+
+class ReapNode(msgspec.Struct, frozen=True, gc=False):
+    """The leases of a dead node end now, or those of a node's old boot, as losses (rule 13).
+
+    `job_ids` are those that were seen to be the node's own. What it has leased since its new boot was heard of stays.
+    """
+
+    end: End
     job_ids: tuple[str, ...]
 
     def wants(self, scene: Scene) -> Wants:
         """The jobs, and whether the node is still silent."""
-        return Wants(keys={job_key(id) for id in self.job_ids}, look={Key("node", self.node_id)})
+        return Wants(keys={job_key(id) for id in self.job_ids}, look={Key("node", self.end.node_id)})
 
     def decide(self, view: View) -> Decision:
-        """The answer is how many leases ended: none if the node was heard of since."""
-        node = view.look("node", self.node_id)
-        if node is None or node.labels[0] != "DEAD":
+        """The answer is how many leases ended: none if the node was heard of since, or started once more."""
+        node, cause = view.look("node", self.end.node_id), CAUSES[self.end.owed]
+        if node is None or not self.end.holds(node_of(node)):
             return Decision(0)
         rows = [view.row("job", id) for id in self.job_ids]
         jobs = [job_of(row) for row in rows if row is not None]
-        held = [job for job in jobs if job.status == "running" and job.node_id == self.node_id]
+        held = [job for job in jobs if self._is_lost(job)]
         ask_for_attempts(view, held)
         new: list[Row] = []
         put: list[Row] = []
         events: list[Event] = []
         for job in held:
             happened, lost = after_loss(job, view.now, view.scene.limits)
-            kept = _on_record(view, job, lost, "node_dead")
+            kept = _on_record(view, job, lost, cause)
             new += kept.new
             put += (kept.job.row, *kept.put)
-            events.append(job_event(lost, happened, view.now, "hub", **_ended(job, lost, "node_dead")))
+            events.append(job_event(lost, happened, view.now, "hub", **_ended(job, lost, cause)))
         return Decision(len(held), tuple(new), tuple(put), events=tuple(events))
+
+    def _is_lost(self, job: Job) -> bool:
+        if job.status != "running" or job.node_id != self.end.node_id:
+            return False
+        return self.end.owed == "dead" or job.started_at < self.end.booted_at
 
 
 class ClampLeases(msgspec.Struct, frozen=True, gc=False):
@@ -174,6 +186,7 @@ _OUTCOMES: dict[str, Outcome] = {
     "timeout": "timeout",
     "lease_expired": "lost",
     "node_dead": "node_dead",
+    "node_restarted": "lost",
     "cancel_deadline": "cancelled",
 }
 

@@ -22,15 +22,18 @@ FREE = ("params", "result")
 """Members inside which repeated keys are allowed; the last one wins."""
 
 
-BODY_SECONDS = 60.0
-"""How long a body may take to arrive."""
+BODY_SECONDS = 10.0
+"""How long a body may take to arrive, unless the settings say otherwise."""
+
+BODY_RATE = 16_384
+"""Each so many bytes that have come give it another second."""
 
 
 class BrokenBody(Exception):
     """The rest of a body cannot be read: what came is no valid transfer encoding."""
 
 
-async def read_body(request: BaseRequest, limit: int) -> bytes:
+async def read_body(request: BaseRequest, limit: int, seconds: float = BODY_SECONDS) -> bytes:
     """The whole body. Refused: `unsupported_media_type`, `body_too_large` (as soon as it is known)."""
     _refuse_foreign(request.headers)
     length = request.content_length
@@ -47,16 +50,18 @@ async def read_body(request: BaseRequest, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds) as late:
+            end = late.when() or 0.0
             while chunk := await request.content.readany():
                 size += len(chunk)
+                late.reschedule(end + size / BODY_RATE)
                 if size > limit:
                     raise _too_large(limit)
                 chunks.append(chunk)
     except BrokenBody as broken:
         raise Refused(Code.BAD_REQUEST, "the body's transfer encoding is broken") from broken
-    except TimeoutError as late:
-        raise Refused(Code.BAD_REQUEST, f"the body did not arrive within {BODY_SECONDS:g} seconds") from late
+    except TimeoutError as slow:
+        raise Refused(Code.BAD_REQUEST, f"the body did not arrive within {seconds:g} seconds") from slow
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -14,6 +14,7 @@ from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.nodes import Beat, Beaten, Forget, node_of
 from sheratan_hub.web.body import decode
 from sheratan_hub.web.forms import AttestationForm, BeatForm
+from sheratan_hub.web.nodes import moment_ms, whole
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, node_answer, reply
@@ -31,18 +32,17 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     node_id = form.node_id or form.host_id or form.host or form.name
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
-    done: Beaten = await call.hub.execute(_beat(node_id, form, labels), call.from_node(node_id))
-    # Often enough to be seen alive, and to be told of a cancel well before its grace is over.
-    after_seconds = min(call.settings.nodes.ttl_seconds / 4, max(1.0, call.settings.queue.cancel_grace_seconds / 3))
+    jitter = call.services.clock.jitter()
+    done: Beaten = await call.hub.beats.take(_beat(node_id, form, labels, jitter), call.from_node(node_id))
     return reply(
         {
             "ok": True,
             "node_id": node_id,
             "attestation_status": done.node.attested.status,
             "policy_version": NO_POLICY["version"],
-            "heartbeat_after_seconds": round(after_seconds * (0.9 + call.services.clock.jitter() / 5), 3),
+            "heartbeat_after_seconds": round(done.next_in_ms / 1000, 3),
             "cancel": done.cancel,
-            "drain": False,
+            "drain": done.node.draining,
             "token": {"retiring": False, "until": None},
         }
     )
@@ -59,7 +59,7 @@ def read_beat(
     return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])
 
 
-def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool]) -> Beat:
+def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool], jitter: float) -> Beat:
     sent_at = form.ts_utc if form.ts_utc is not None else form.timestamp
     return Beat(
         node_id,
@@ -74,6 +74,8 @@ def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bo
         None if sent_at is None else str(sent_at)[:100],
         labels,
         None if form.attestation is None else _claim(form.attestation),
+        None if sent_at is None else moment_ms(sent_at),
+        jitter,
     )
 
 
@@ -116,7 +118,7 @@ async def host(call: Call) -> web.StreamResponse:
     node = await call.hub.node(call.params["id"])
     if node is None:
         raise Refused(Code.NODE_NOT_FOUND, f"there is no node {call.params['id']}")
-    return reply({"ok": True, **node_answer(node, call.hub.state_of(node))})
+    return reply({"ok": True, **whole(call, node)})
 
 
 async def forget(call: Call) -> web.StreamResponse:

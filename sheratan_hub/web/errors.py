@@ -31,6 +31,7 @@ STATUS: dict[Code, int] = {
     Code.ALREADY_FINISHED: 409,
     Code.NODE_ALIVE: 409,
     Code.NOT_FAILED: 409,
+    Code.NOT_ATTESTED: 409,
     Code.BODY_TOO_LARGE: 413,
     Code.UNSUPPORTED_MEDIA_TYPE: 415,
     Code.INVALID_FIELD: 422,

@@ -240,7 +240,7 @@ class Plane:
 
     async def _read(self, request: BaseRequest, route: Route) -> Any:
         limits = self._services.settings.limits
-        body = await read_body(request, limits.batch_bytes if route.batch else limits.body_bytes)
+        body = await read_body(request, limits.batch_bytes if route.batch else limits.body_bytes, limits.body_seconds)
         if not body and route.body_optional:
             body = b"{}"
         if len(body) > LARGE_BYTES:

@@ -11,7 +11,7 @@ from sheratan_hub.canonical import Raw
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.rules.attestation import Attested, Claim
 from sheratan_hub.rules.jobs import Job
-from sheratan_hub.rules.nodes import Node, State
+from sheratan_hub.rules.nodes import Node, State, health_of
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.rules.redrive import Redriven
 from sheratan_hub.rules.submit import Submitted
@@ -195,7 +195,8 @@ def node_answer(node: Node, state: State) -> dict[str, Any]:
     return {
         "node_id": node.id,
         "status": state,
-        "health": node.health,
+        "health": health_of(node),
+        "reported_health": node.health,
         "reported_status": node.status,
         "first_seen": rfc3339(node.first_seen),
         "last_seen": rfc3339(node.last_seen),
@@ -206,6 +207,9 @@ def node_answer(node: Node, state: State) -> dict[str, Any]:
         "boot_id": node.boot_id,
         "endpoint": node.endpoint,
         "labels": node.labels,
+        "draining": node.draining,
+        "drain_until": rfc3339(node.drain_until) if node.drain_until else None,
+        "clock_skew_seconds": None if node.skew_ms is None else node.skew_ms / 1000,
         "attestation": attestation_answer(node.attested),
     }
 
@@ -214,14 +218,15 @@ def attestation_answer(attested: Attested) -> dict[str, Any]:
     """A node's attestation as the registry shows it."""
     return {
         "status": attested.status,
-        "first_seen": _claim(attested.first_seen),
-        "last_seen": _claim(attested.last_seen),
+        "first_seen": claim_answer(attested.first_seen),
+        "last_seen": claim_answer(attested.last_seen),
         "drift_count": attested.drift_count,
         "spoof_count": attested.spoof_count,
     }
 
 
-def _claim(claim: Claim | None) -> dict[str, Any] | None:
+def claim_answer(claim: Claim | None) -> dict[str, Any] | None:
+    """What a node said of itself, and when."""
     if claim is None:
         return None
     return {

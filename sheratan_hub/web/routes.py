@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import admin, control, data, ledger, missions, ops, pulls, results, standing
+from sheratan_hub.web import admin, control, data, ledger, missions, nodes, ops, pulls, results, standing
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
@@ -18,6 +18,7 @@ from sheratan_hub.web.forms import (
     ResultForm,
     ResultsForm,
 )
+from sheratan_hub.web.nodes import DrainForm
 from sheratan_hub.web.plane import Route
 from sheratan_hub.web.standing_forms import PauseForm, RateForm, ResumeForm
 
@@ -35,6 +36,11 @@ ROUTES = (
     Route("GET", "/api/hosts", "control", control.hosts),
     Route("GET", "/api/hosts/{id}", "control", control.host),
     Route("DELETE", "/api/hosts/{id}", "control", control.forget),
+    Route("POST", "/api/hosts/{id}/drain", "control", nodes.drain, form=DrainForm, body_optional=True),
+    Route("POST", "/api/hosts/{id}/resume", "control", nodes.resume, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/hosts/{id}/attest", "control", nodes.attest, form=EmptyForm, body_optional=True),
+    Route("GET", "/api/fleet", "control", nodes.fleet),
+    Route("POST", "/api/fleet/reap", "control", nodes.reap, form=EmptyForm, body_optional=True),
     # data
     Route("POST", "/api/jobs", "data", data.submit, form=JobForm, reader=data.read_submit, batch=True),
     Route("GET", "/api/jobs", "data", data.jobs),

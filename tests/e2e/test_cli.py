@@ -170,7 +170,28 @@ def test_nodes_are_listed(line: Line, served: Served) -> None:
     beat = {"node_id": "n1", "zone": "z", "capabilities": ["gpu", "eu"], "max_concurrent": 4}
     served.ask("POST", "/api/hosts/heartbeat", beat, port=served.control_port)
     assert sorted(line.json("nodes")[0]["capabilities"]) == ["eu", "gpu"]
-    assert "eu, gpu" in line("nodes").stdout
+    assert line.json("nodes", "list") == line.json("nodes")
+    for words in (("nodes",), ("nodes", "list")):
+        assert "eu, gpu" in line(*words).stdout
+
+
+def test_nodes_are_drained_resumed_accepted_shown_and_forgotten(line: Line, served: Served) -> None:
+    for build_id in ("b1", "b2"):
+        beat = {"node_id": "rack/1", "attestation": {"build_id": build_id}}
+        served.ask("POST", "/api/hosts/heartbeat", beat, port=served.control_port)
+    [drained] = line.json("nodes", "drain", "rack/1", "--seconds", "3600")
+    assert (drained["node_id"], drained["draining"], drained["health"]) == ("rack/1", True, "YELLOW")
+    assert drained["drain_until"] == line.json("nodes", "show", "rack/1")["drain_until"]
+    assert line.json("nodes", "attest", "rack/1")[0]["attestation"]["status"] == "OK"
+    resumed = line("nodes", "resume", "rack/1", "nobody")
+    assert (resumed.returncode, "rack/1" in resumed.stdout) == (1, True)
+    assert "there is no node nobody" in resumed.stderr
+    assert line.json("nodes", "show", "rack/1")["draining"] is False
+    alive = line("nodes", "forget", "rack/1")
+    assert (alive.returncode, "only a DEAD node" in alive.stderr) == (1, True)
+    assert line("nodes", "drain", "rack/1", "--seconds", "1", "--until", "2099-01-01T00:00:00Z").returncode == 2
+    assert line.json("nodes", "fleet")["silence"] is None
+    assert "nothing to end" in line("nodes", "reap").stderr
 
 
 def test_a_hub_that_is_not_there_is_69_and_one_that_refuses_77(line: Line) -> None:

@@ -125,3 +125,19 @@ async def test_a_node_heard_of_by_a_clock_that_was_ahead_does_not_stay_online_fo
             assert await hub.counts("node:") == {"node:DEAD": 1}
         hub.committer.close()
         await committing
+
+
+async def test_a_loop_tells_when_it_runs_far_too_late_and_only_then(clock: VirtualClock) -> None:
+    told: list[int] = []
+
+    async def step() -> None:
+        return None
+
+    loop = Loop("test", step, clock, late=told.append)
+    task = asyncio.create_task(loop.run())
+    await clock.advance(600_000)
+    assert told == []
+    clock._now += 7000
+    await clock.advance(1)
+    assert told == [6000]
+    task.cancel()

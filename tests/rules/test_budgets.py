@@ -11,7 +11,8 @@ from sheratan_hub.canonical import Raw
 from sheratan_hub.rules.attempts import LAST_KEPT, TRACES_KEPT, Tried, attempts_of
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.jobs import Job
-from sheratan_hub.rules.nodes import Beat, SweepNodes
+from sheratan_hub.rules.nodes import Beat, End
+from sheratan_hub.rules.silence import SweepNodes
 from sheratan_hub.rules.sweep import ClampDelays, ReapNode, SweepJobs
 from sheratan_hub.storage import Key
 from tests.rules.stage import LEASE_MS, Stage
@@ -180,7 +181,7 @@ def test_every_attempt_that_did_not_complete_is_on_record() -> None:
     stage.lease("e")
     stage.now += stage.limits.node_dead_ms + 1
     stage.do(SweepNodes())
-    stage.do(ReapNode("e", (job_id,)))
+    stage.do(ReapNode(End("e", "dead"), (job_id,)))
     wake(stage)
     last = stage.lease("f")
     stage.do(Cancel(job_id))

@@ -115,7 +115,7 @@ def test_a_lease_that_its_own_worker_ended_leaves_no_evidence() -> None:
     first = stage.lease()
     stage.do(Release(job_id, first.lease_id or ""))
     stage.lease()
-    assert refused(stage, done(first)) is Code.RESULT_CONFLICT
+    assert refused(stage, done(first)) is Code.LEASE_SUPERSEDED
     assert stage.job(job_id).late_results == 0
 
 

@@ -9,7 +9,8 @@ import pytest
 from sheratan_hub.rules.command import Code, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.jobs import FINISHED, TRANSITIONS, Job
-from sheratan_hub.rules.nodes import Beat, SweepNodes
+from sheratan_hub.rules.nodes import Beat, End
+from sheratan_hub.rules.silence import SweepNodes
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
 from tests.rules.stage import LEASE_MS, Stage
@@ -203,7 +204,7 @@ def test_a_release_costs_nothing_and_keeps_the_place_in_line() -> None:
     assert stage.do(Release(job.id, job.lease_id or "")) == answer
     again = stage.lease()
     assert (again.id, again.failures, again.losses, again.attempt) == (first, 0, 0, 2)
-    assert refused(stage, done(job)) is Code.RESULT_CONFLICT
+    assert refused(stage, done(job)) is Code.LEASE_SUPERSEDED
 
 
 def test_a_lost_job_does_not_return_to_the_head_of_its_lane() -> None:
@@ -299,10 +300,10 @@ def test_a_dead_nodes_leases_are_lost_but_not_those_of_others() -> None:
     stage.do(Beat("dead"))
     stage.lease("dead")
     stage.lease("alive")
-    assert stage.do(ReapNode("dead", (mine, theirs))) == 0, "it lives"
+    assert stage.do(ReapNode(End("dead", "dead"), (mine, theirs))) == 0, "it lives"
     stage.now += stage.limits.node_dead_ms + 1
     stage.do(SweepNodes())
-    assert stage.do(ReapNode("dead", (mine, theirs))) == 1
+    assert stage.do(ReapNode(End("dead", "dead"), (mine, theirs))) == 1
     assert (stage.job(mine).losses, stage.job(theirs).status) == (1, "running")
 
 

@@ -20,7 +20,7 @@ from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules import evidence, jobs, missions, pull
+from sheratan_hub.rules import evidence, jobs, missions, pull, sweep
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.edges import AT_ONCE, PARENTS_MAX
@@ -28,7 +28,7 @@ from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.graph import EDGES_MAX
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import admin_forms, forms, history, render, results, standing_forms
+from sheratan_hub.web import admin_forms, forms, history, nodes, render, results, standing_forms
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -55,6 +55,7 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "A pause": standing_forms.PauseForm,
     "A resume": standing_forms.ResumeForm,
     "A rate limit": standing_forms.RateForm,
+    "A drain": nodes.DrainForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -132,6 +133,7 @@ def test_the_reference_lists_every_reason_of_jobs_and_of_pulls_and_no_other():
 def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
     guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
     audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
+    audited |= {*sweep.CAUSES.values(), "drain_deadline"}
     assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
     told_once(column("Of audit lines"), audited | guards | set(evidence.VERDICTS.values()))
     assert {row[1] for row in table("Of audit lines")} <= audit_events()
@@ -321,11 +323,11 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
     told_once(
         column("Ledger"),
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
-        | {"job.submitted", "job.cancel_requested"}
-        | {"job.superseded", "job.judged"}
-        | {"job.submitted", "job.cancel_requested", "mission.submitted"}
+        | {"job.submitted", "job.cancel_requested", "job.superseded", "job.judged", "job.pruned", "jobs.pruned"}
+        | {"mission.submitted", "fleet.silent", "fleet.reap"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
-        | {"node.forgotten", "job.pruned", "jobs.pruned"},
+        | {f"node.{name}" for name in ("forgotten", "restarted", "drain", "resume")}
+        | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")},
     )
     known = set(column("Ledger")) | set(
         re.findall(r"`((?:hub|key|pull|dlq|admin|queue|rate_limit)\.\w+)`", section("Ledger"))
@@ -416,7 +418,7 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
 
 def test_the_features_that_the_readme_says_are_missing_are_missing():
     paths = {route.path for route in ROUTES}
-    for later in ("/drain", "/explain", "/openapi.json", "/api/audit"):
+    for later in ("/explain", "/openapi.json", "/api/audit"):
         assert not any(path.endswith(later) for path in paths), later
 
 

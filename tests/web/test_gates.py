@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from sheratan_hub.clock import settle
-from sheratan_hub.config import AuthSettings, ControlSettings, DataSettings, MetricsSettings
+from sheratan_hub.config import AuthSettings, ControlSettings, DataSettings, LimitSettings, MetricsSettings
 from sheratan_hub.rules.command import Code
 from sheratan_hub.storage import StoreDown
 from sheratan_hub.web.auth import is_loopback
@@ -638,9 +638,8 @@ async def test_expect_100_continue_is_honoured(make_site: MakeSite) -> None:
         writer.close()
 
 
-async def test_a_body_that_never_comes_is_given_up(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sheratan_hub.web.body.BODY_SECONDS", 0.05)
-    site = await make_site()
+async def test_a_body_that_never_comes_is_given_up(make_site: MakeSite) -> None:
+    site = await make_site(limits=LimitSettings(body_seconds=1))
     reader, writer = await asyncio.open_connection("127.0.0.1", site.app.ports["data"])
     writer.write(request("POST /api/jobs HTTP/1.1", SECRET, "Content-Length: 20", body=b"{"))
     async with asyncio.timeout(10):
