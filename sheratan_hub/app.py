@@ -13,6 +13,8 @@ from pathlib import Path
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
+from sheratan_hub.audit_check import AuditView
+from sheratan_hub.audit_lines import FILE_NAME
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.config import Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
@@ -60,7 +62,13 @@ class App:
     def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
         self.settings, self.store, self.clock = settings, store, clock
         self.metrics = Metrics(clock)
-        self.audit = Audit(Path(settings.hub.data_dir) / "logs" / "hub_security_audit.jsonl", clock)
+        self.audit = Audit(
+            Path(settings.hub.data_dir) / "logs" / FILE_NAME,
+            clock,
+            max_bytes=settings.audit.max_bytes,
+            keep_files=settings.audit.keep_files,
+            required=settings.audit.required,
+        )
         self.hub = Hub(
             store,
             clock,
@@ -69,6 +77,7 @@ class App:
             max_batch=settings.hub.max_batch_commands,
             max_polls=settings.hub.max_long_polls,
         )
+        self.hub.committer.gate = self.audit.refusal
         self.hub.observe(self.audit.committed)
         self.hub.observe(self.metrics.committed)
         self.ports = {"control": settings.control.port, "data": settings.data.port}
@@ -80,6 +89,7 @@ class App:
             Tokens(secrets.token, clock.secret(), settings.auth.token_required),
             Demand(settings.integrity.mode, settings.integrity.required, secrets.hmac_key),
             self.ports,
+            AuditView(self.audit, clock),
         )
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,7 +104,7 @@ class App:
             await self.hub.sweep()
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
-        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
+        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), Loop("tidy", self._tidy, self.clock, 10_000)]
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
@@ -128,6 +138,11 @@ class App:
 
     async def _fold(self) -> int | None:
         self.audit.flush()
+        return None
+
+    async def _tidy(self) -> int | None:
+        if self.audit.file.untidy:
+            await asyncio.to_thread(self.audit.file.tidy)
         return None
 
 

@@ -14,13 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
     1: ("rules",),
-    2: ("hub", "commit", "deciding", "items", "memo", "upkeep", "waiting", "loops", "metrics", "audit"),
+    2: (
+        "hub",
+        "commit",
+        "deciding",
+        "items",
+        "memo",
+        "upkeep",
+        "waiting",
+        "loops",
+        "metrics",
+        "audit",
+        "audit_check",
+        "audit_file",
+    ),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_audit", "cli_jobs", "cli_output", "cli_target", "__main__"),
 }
 CLIENT = (
+    "alerts",
     "answers",
     "client",
     "contact",
@@ -32,6 +46,8 @@ CLIENT = (
     "running",
     "smoke",
     "transport",
+    "watcher",
+    "webhook",
     "worker",
 )
 """The side of a worker: its modules import each other and floor 0."""

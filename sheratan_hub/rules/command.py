@@ -49,6 +49,7 @@ class Code(StrEnum):
     QUEUE_FULL = "queue_full"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
     DRAINING = "draining"
     BAD_REQUEST = "bad_request"
     INTERNAL = "internal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import control, data, ops, pulls, results
+from sheratan_hub.web import auditing, control, data, ops, pulls, results
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -32,6 +32,8 @@ ROUTES = (
     Route("GET", "/api/hosts", "control", control.hosts),
     Route("GET", "/api/hosts/{id}", "control", control.host),
     Route("DELETE", "/api/hosts/{id}", "control", control.forget),
+    Route("GET", "/api/audit", "control", auditing.audit),
+    Route("GET", "/api/alerts", "control", auditing.alerts),
     # data
     Route("POST", "/api/jobs", "data", data.submit, form=JobForm, reader=data.read_submit, batch=True),
     Route("GET", "/api/jobs", "data", data.jobs),
