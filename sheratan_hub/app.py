@@ -25,6 +25,7 @@ from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules.command import Event, Limits, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
+from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.routes import ROUTES
@@ -91,6 +92,7 @@ class App:
             self.ports,
             AuditView(self.audit, clock),
         )
+        self._watch = self._watching() if settings.alerts.in_process else None
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._committing: asyncio.Task[None] | None = None
@@ -105,6 +107,7 @@ class App:
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), Loop("tidy", self._tidy, self.clock, 10_000)]
+        loops += self._watch.loops if self._watch else []
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
@@ -126,7 +129,12 @@ class App:
             await self._committing
             self._tell("hub.stop")
         self.audit.close()
+        if self._watch is not None:
+            self._watch.watcher.close()
         await self.store.close()
+
+    def _watching(self) -> Watch:
+        return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)
 
     def _tell(self, event: str) -> None:
         meta = {"version": __version__, "store": self.store_scheme()}

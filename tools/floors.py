@@ -31,10 +31,11 @@ FLOORS = {
         "audit_file",
     ),
     3: ("web",),
-    4: ("app", "cli", "cli_audit", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_audit", "cli_jobs", "cli_output", "cli_target", "watching", "__main__"),
 }
 CLIENT = (
     "alerts",
+    "alerts_file",
     "answers",
     "client",
     "contact",
