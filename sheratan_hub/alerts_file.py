@@ -44,11 +44,12 @@ class AlertsFile:
         """The bytes that are in it."""
         return os.fstat(self._file).st_size
 
-    def ids_since(self, offset: int) -> set[str]:
-        """The ids of the alerts from there on."""
+    def since(self, offset: int) -> dict[str, int]:
+        """The ids of the alerts from there on, each with the number of the line that made it."""
         begin = offset if offset <= self.size else 0
         lines = os.pread(self._file, self.size - begin, begin).split(b"\n")
-        return {str(record.get("id")) for line in lines if (record := parsed(line)) is not None}
+        found = [record for line in lines if (record := parsed(line)) is not None]
+        return {str(record.get("id")): int(record.get("to_seq") or 0) for record in found}
 
     def append(self, line: bytes) -> None:
         """Write one line, whole or not at all. Raises `OSError`."""

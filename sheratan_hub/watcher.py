@@ -80,7 +80,7 @@ class Watcher:
         self._file = -1
         self._at = Saved()
         self._judge = Judge({})
-        self._known: set[str] = set()
+        self._known: dict[str, int] = {}
         self._unwritten: list[Alert] = []
         self._rewound = False
         self._unsaved = False
@@ -96,7 +96,7 @@ class Watcher:
         self._alerts.open()
         self._at = self._load()
         self._judge = Judge(self._settings.in_force(), self._at.counted, self._at.now)
-        self._known = self._alerts.ids_since(self._at.alerts_bytes)
+        self._known = self._alerts.since(self._at.alerts_bytes)
         self._file = -1
 
     @property
@@ -256,6 +256,7 @@ class Watcher:
             alert = self._unwritten[0]
             if alert.id not in self._known:
                 self._alerts.append(msgspec.json.encode(alert) + b"\n")
+                self._known[alert.id] = alert.to_seq
                 self._say(f"{alert.ts} ALERT {alert.rule}: {alert.text}")
             if self._posting:
                 del self._at.posts[: len(self._at.posts) - POSTS_MAX + 1]
@@ -266,7 +267,9 @@ class Watcher:
     def save(self) -> None:
         """Write the state by replacing its file. Raises `OSError`."""
         self._at.counted, self._at.now = self._judge.state, self._judge.now
-        self._at.alerts_bytes = self._alerts.size
+        if self._at.seq >= max(self._known.values(), default=0):
+            self._known = {}  # nothing is left that was raised before and will be made again
+            self._at.alerts_bytes = self._alerts.size
         new = self._state_path.with_suffix(".new")
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(msgspec.json.encode(self._at))

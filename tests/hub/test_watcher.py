@@ -238,6 +238,29 @@ def test_killed_at_any_step_it_raises_no_alert_twice_and_misses_none(
     rotating.all_once()
 
 
+@pytest.mark.parametrize("steps", range(0, 12))
+def test_killed_once_more_while_it_reads_again_it_still_knows_what_it_has_raised(
+    rotating: Scene, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(watching, "CHUNK_BYTES", 1500)
+    rotating.write(7)
+    rotating.read()
+    rotating.write(30)
+    watcher = rotating.watcher()
+    monkeypatch.setattr(watcher, "save", lambda: None)
+    rotating.read(watcher)
+    killed(watcher)
+    again = rotating.watcher()
+    again.save()
+    for _ in range(steps):
+        again.step()
+        again.save()
+    killed(again)
+    rotating.write(3)
+    rotating.read()
+    rotating.all_once()
+
+
 def test_an_alert_that_a_kill_has_cut_is_raised_whole(scene: Scene) -> None:
     scene.write(3)
     scene.read()
