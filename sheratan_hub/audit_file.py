@@ -91,11 +91,14 @@ class AuditFile:
         except OSError as error:
             self._failed(error)
             return
+        self._recovered()
+        self._owed.clear()
+        self._dropped = 0
+
+    def _recovered(self) -> None:
         if self._failing:
             log.warning("the audit log %s can be written again", self.path)
         self._failing, self.trouble = False, None
-        self._owed.clear()
-        self._dropped = 0
 
     def _append(self) -> None:
         data, head = self._sealed()
@@ -160,15 +163,16 @@ class AuditFile:
     def check(self) -> str | None:
         """Why nothing could be written now, None if it can be: looks at the file and its disk, writes what waits."""
         self.write()
-        if self._failing:
+        if self._failing and self._owed:
             return self.trouble
         try:
-            if self._is_gone():
+            if self._failing or self._is_gone():
                 self._again()
             disk = os.fstatvfs(self._file)
         except OSError as error:
             self._failed(error)
             return self.trouble
+        self._recovered()
         free = disk.f_bavail if os.geteuid() else disk.f_bfree
         if disk.f_flag & os.ST_RDONLY:
             self.trouble = "its disk is read-only"

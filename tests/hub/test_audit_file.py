@@ -195,6 +195,39 @@ def test_a_full_or_read_only_disk_is_noticed_before_a_line_is_lost(
     file.close()
 
 
+def test_a_first_line_of_a_new_file_that_finds_no_room_leaves_nothing_in_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AuditFile(path, max_bytes=3000)
+    write = os.write
+    n = 0
+    while len(chain_files(path)) == 1:
+        n += 1
+        full = path.stat().st_size > 2700
+        monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:40])) if full else None
+        put(file, n)
+    assert (file.trouble is None, path.stat().st_size) == (False, 0)
+    monkeypatch.undo()
+    assert file.check() is None
+    file.close()
+    assert seqs(path) == list(range(1, n + 1))
+    assert verify(chain_files(path)).cuts == []
+
+
+def test_something_else_in_the_place_of_the_log_is_noticed_before_a_line_is_lost(path: Path) -> None:
+    file = AuditFile(path)
+    put(file, 1)
+    kept = path.rename(path.with_name("kept.jsonl"))
+    path.mkdir()
+    assert file.check() == "Is a directory"
+    path.rmdir()
+    kept.rename(path)
+    assert file.check() is None
+    put(file, 2)
+    file.close()
+    assert seqs(path) == [1, 2]
+
+
 # Strangers
 
 

@@ -62,6 +62,16 @@ def test_a_line_with_its_own_hash_made_anew_breaks_the_next(path: Path) -> None:
     assert place(verify([path])) == (path.name, 4)
 
 
+def test_a_number_that_is_left_out_is_found_though_all_hashes_fit(path: Path) -> None:
+    path.parent.mkdir()
+    previous, text = START_HASH, b""
+    for seq in (1, 2, 4):
+        line, previous = sealed({"seq": seq, **record(seq)}, previous)
+        text += line
+    path.write_bytes(text)
+    assert place(verify([path])) == (path.name, 3)
+
+
 def test_lines_missing_at_the_beginning_are_found(path: Path) -> None:
     written(path, 5)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))

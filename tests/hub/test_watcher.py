@@ -156,6 +156,27 @@ def test_a_rotated_file_is_read_to_its_end_before_the_next(rotating: Scene, at_o
     rotating.all_once()
 
 
+def test_what_is_written_between_its_look_and_a_rotation_is_not_lost(
+    rotating: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = rotating.watcher()
+    rotating.write(3)
+    rotating.read(watcher)
+    look, written = os.pread, rotating.written
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        text = look(fd, size, offset)
+        if size == watching.CHUNK_BYTES and rotating.written == written:
+            rotating.write(20)
+        return text
+
+    monkeypatch.setattr(os, "pread", pread)
+    rotating.read(watcher)
+    rotating.read(watcher)
+    assert len(chain_files(rotating.path)) > 1
+    rotating.all_once()
+
+
 def test_rotations_while_it_is_away_are_made_up_for(rotating: Scene) -> None:
     rotating.write(5)
     rotating.read()

@@ -120,7 +120,13 @@ def change(path: Path, number: int) -> None:
     path.write_bytes(b"".join(kept))
 
 
-async def test_a_line_that_is_changed_after_it_was_proved_is_found(make_site: MakeSite) -> None:
+@pytest.mark.parametrize("tick_ms", [-(10**15), 20])
+async def test_a_line_that_is_changed_after_it_was_proved_is_found(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, tick_ms: int
+) -> None:
+    from sheratan_hub import audit_check
+
+    monkeypatch.setattr(audit_check, "TICK_MS", tick_ms)
     site = await make_site()
     await lines(site, 20)
     assert (await get(site))["chain"]["ok"]
@@ -143,6 +149,20 @@ async def test_a_bit_that_is_changed_in_the_moment_after_a_write_is_found(make_s
         assert not (await get(site))["chain"]["ok"]
         path.write_bytes(whole)
         assert (await get(site))["chain"]["ok"]
+
+
+async def test_a_file_that_was_changed_a_moment_before_it_was_proved_is_proved_once_more(tmp_path: Path) -> None:
+    from sheratan_hub.audit_check import ChainCheck
+
+    path = tmp_path / "logs" / "hub_security_audit.jsonl"
+    head = written(path, 20).head
+    check = ChainCheck(path)
+    changed_ms = path.stat().st_ctime_ns // 1_000_000
+    assert check.advance(head, 0, changed_ms + 5).broken is None
+    change(path, 3)
+    broken = check.advance(head, 0, changed_ms + 6).broken
+    assert broken is not None
+    assert broken.line == 3
 
 
 async def test_lines_that_are_cut_off_at_the_end_are_found_as_the_hub_knows_its_head(make_site: MakeSite) -> None:
