@@ -230,6 +230,8 @@ class AuditFile:
         if self._file < 0:
             return
         self.write()
+        if self._owed:
+            log.error("%d lines of the audit log %s were never written", len(self._owed) + self._dropped, self.path)
         self.tidy()
         with suppress(OSError):
             os.fsync(self._file)

@@ -123,6 +123,16 @@ def test_lines_that_find_no_room_are_written_later_in_their_order(full: Path, ca
     assert verify([full]).broken is None
 
 
+def test_lines_that_could_not_be_written_until_the_end_are_counted_in_the_log(
+    full: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = AuditFile(full)
+    for n in range(1, 4):
+        put(file, n)
+    file.close()
+    assert "3 lines of the audit log" in caplog.text
+
+
 def test_what_waits_in_memory_is_bounded_and_what_is_lost_is_told(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_file, "OWED_MAX", 3)
     file = AuditFile(full)
