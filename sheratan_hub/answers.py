@@ -42,7 +42,7 @@ class Refusal(Answer, frozen=True, kw_only=True):
 
 
 class Lease(Answer, frozen=True, kw_only=True):
-    """A job to work on, and for how long it is this node's alone."""
+    """A job to work on, and for how long it is this node's alone. What is at_most_once is not given back once begun."""
 
     job_id: str
     kind: str
@@ -57,6 +57,7 @@ class Lease(Answer, frozen=True, kw_only=True):
     mission_id: str | None = None
     task_id: str | None = None
     traceparent: str | None = None
+    delivery: str = "at_least_once"
 
     @property
     def params(self) -> Any:
@@ -96,7 +97,10 @@ class Cancelled(Answer, frozen=True, kw_only=True):
 
 
 class Job(Answer, frozen=True, kw_only=True):
-    """A job as the hub sees it. `attempt` counts deliveries and starts at 1; `node_id` holds or last held it."""
+    """A job as the hub sees it. `attempt` counts deliveries and starts at 1; `node_id` holds or last held it.
+
+    `attempts` (those that failed or were lost) and `late` (results that came too late) only where one job is asked for.
+    """
 
     job_id: str
     status: str
@@ -118,6 +122,9 @@ class Job(Answer, frozen=True, kw_only=True):
     started_at: str | None = None
     finished_at: str | None = None
     not_before: str | None = None
+    lost_on: list[str] = []
+    attempts: list[dict[str, Any]] = []
+    late: list[dict[str, Any]] = []
 
 
 class Beat(Answer, frozen=True, kw_only=True):

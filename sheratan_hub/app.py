@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
@@ -19,10 +20,11 @@ from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.config import Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
+from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules.command import Event, Limits, Refused
+from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.watching import Watch
@@ -54,7 +56,26 @@ def limits_of(settings: Settings) -> Limits:
         node_ttl_ms=nodes.ttl_seconds * 1000,
         node_dead_ms=nodes.dead_seconds * 1000,
         restart_grace_ms=settings.hub.restart_grace_seconds * 1000,
+        max_deliveries=queue.max_deliveries,
+        **_kept(settings),
+        age_ms=queue.age_seconds * 1000,
+        max_leases_per_node=queue.max_leases_per_node,
+        rates={source: Rate(one.per_minute, one.concurrent) for source, one in settings.rate_limits.items()},
     )
+
+
+def _kept(settings: Settings) -> dict[str, Any]:
+    """How long finished jobs and events are kept. Without a dead-letter list, failed jobs are as completed ones."""
+    retention = settings.retention
+    failed_seconds = retention.failed_seconds if settings.dlq.enabled else retention.completed_seconds
+    return {
+        "completed_kept_ms": retention.completed_seconds * 1000,
+        "cancelled_kept_ms": retention.cancelled_seconds * 1000,
+        "failed_kept_ms": failed_seconds * 1000,
+        "ledger_kept_ms": retention.ledger_days * 86_400_000,
+        "dead_letters": settings.dlq.enabled,
+        "dead_letters_max": settings.dlq.max_items,
+    }
 
 
 class App:
@@ -63,13 +84,16 @@ class App:
     def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
         self.settings, self.store, self.clock = settings, store, clock
         self.metrics = Metrics(clock)
+        logs = Path(settings.hub.data_dir) / "logs"
         self.audit = Audit(
-            Path(settings.hub.data_dir) / "logs" / FILE_NAME,
+            logs / FILE_NAME,
             clock,
             max_bytes=settings.audit.max_bytes,
             keep_files=settings.audit.keep_files,
             required=settings.audit.required,
+            dead_letters=settings.dlq.enabled,
         )
+        self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
         self.hub = Hub(
             store,
             clock,
@@ -81,6 +105,8 @@ class App:
         self.hub.committer.gate = self.audit.refusal
         self.hub.observe(self.audit.committed)
         self.hub.observe(self.metrics.committed)
+        if self.ledger is not None:
+            self.hub.observe(self.ledger.committed)
         self.ports = {"control": settings.control.port, "data": settings.data.port}
         self.services = Services(
             self.hub,
@@ -108,6 +134,8 @@ class App:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), Loop("tidy", self._tidy, self.clock, 10_000)]
         loops += self._watch.loops if self._watch else []
+        if self.ledger is not None:
+            loops.append(Loop("ledger", self.ledger.follow, self.clock))
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
@@ -131,7 +159,19 @@ class App:
         self.audit.close()
         if self._watch is not None:
             self._watch.watcher.close()
+        await self._close_ledger()
         await self.store.close()
+
+    async def _close_ledger(self) -> None:
+        """Bring the ledger's file up to what was committed, if that can be done; the next start does the rest."""
+        if self.ledger is None:
+            return
+        try:
+            if self._committing is not None:
+                await self.ledger.follow()
+        except (StoreDown, OSError) as error:
+            log.warning("%s is behind: %s", self.ledger.path, error)
+        self.ledger.close()
 
     def _watching(self) -> Watch:
         return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)

@@ -45,10 +45,17 @@ NAMES = {
     "node.stale": "NODE_STALE",
     "node.dead": "NODE_DEAD",
     "node.forgotten": "NODE_FORGOTTEN",
+    "job.superseded": "RESULT_SUPERSEDED",
+    "job.judged": "RESULT_SUPERSEDED",
+    "job.failed": "DLQ_ENQUEUE",
+    "job.redriven": "DLQ_REDRIVE",
+    "jobs.pruned": "ADMIN_ACTION",
+    "admin.action": "ADMIN_ACTION",
     f"refused.{Code.MISSING_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.INVALID_TOKEN}": "AUTH_FAILURE",
     f"refused.{Code.PORT_MISMATCH}": "PORT_MISMATCH",
     f"refused.{Code.QUEUE_FULL}": "BACKPRESSURE_DROP",
+    f"refused.{Code.RATE_LIMITED}": "RATE_LIMITED",
     f"refused.{Code.IDEMPOTENCY_KEY_COLLISION}": "IDEMPOTENCY_KEY_COLLISION",
     f"refused.{Code.RESULT_INTEGRITY_FAIL}": "RESULT_INTEGRITY_FAIL",
 }
@@ -68,13 +75,21 @@ class Fold(NamedTuple):
 class Audit:
     """Writes one log, going on with the chain that is in it. Raises `OSError` when it cannot be opened.
 
-    `required`: `refusal` refuses changes while the log cannot be written.
+    `required`: `refusal` refuses changes while the log cannot be written. `dead_letters` false: there is no such list.
     """
 
     def __init__(
-        self, path: Path, clock: Clock, *, max_bytes: int = 0, keep_files: int = 0, required: bool = True
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        max_bytes: int = 0,
+        keep_files: int = 0,
+        required: bool = True,
+        dead_letters: bool = True,
     ) -> None:
-        self.path, self._clock, self._required = path, clock, required
+        self.path, self._clock = path, clock
+        self._required, self._dead_letters = required, dead_letters
         self._folded: OrderedDict[Fold, tuple[int, int, Origin, dict[str, Any]]] = OrderedDict()
         self.file = AuditFile(path, max_bytes=max_bytes, keep_files=keep_files)
 
@@ -95,25 +110,28 @@ class Audit:
         """The observer: writes what of a batch is for the audit log."""
         for happened in committed.happened:
             for event in happened.events:
-                name = self._name(event)
-                if name is not None:
+                if "cause" in event.meta:
+                    self._take("LEASE_REAP", event, happened.origin)
+                name = NAMES.get(event.event)
+                if name is not None and self._is_told(event):
                     self._take(name, event, happened.origin)
         self.file.write()
 
-    def _name(self, event: Event) -> str | None:
-        if "cause" in event.meta:
-            return "LEASE_REAP"
-        return NAMES.get(event.event)
+    def _is_told(self, event: Event) -> bool:
+        """Of what was pruned, only dead letters; and of these nothing where no such list is wanted."""
+        if event.event == "jobs.pruned":
+            return self._dead_letters and event.meta.get("status") == "failed"
+        return self._dead_letters or event.event != "job.failed"
 
     def _take(self, name: str, event: Event, origin: Origin) -> None:
         meta = dict(event.meta)
-        reason = str(meta.pop("cause", None) or meta.pop("reason", None) or "")
+        reason = _reason(name, meta)
         detail = {"job_id": event.job_id, **meta} if event.job_id else meta
         node_id = meta.pop("node_id", None) or origin.node_id
         detail.pop("node_id", None)
         if event.event.startswith("node.") and event.actor != "hub":
             node_id = event.actor
-        if origin is HUB:
+        if name == "ADMIN_ACTION" or (origin is HUB and name != "DLQ_ENQUEUE"):
             self._add(name, origin, node_id, reason, detail)
             return
         fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)
@@ -186,3 +204,11 @@ def _text(text: str) -> str:
     if text.isascii():
         return text[:TEXT_CHARS]
     return text[:TEXT_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+def _reason(name: str, meta: dict[str, Any]) -> str:
+    """Why it happened, taken out of `meta`: for a lease that the hub ended what ended it, else the event's reason."""
+    if name == "LEASE_REAP":
+        return str(meta.pop("cause"))
+    meta.pop("cause", None)
+    return str(meta.pop("reason", None) or "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Outcome = Submitted | Refusal
 
 CHUNK, PAGE = 500, 500
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+STATUSES = ("pending", "running", "quarantined", "completed", "failed", "cancelled")
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 
 

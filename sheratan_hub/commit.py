@@ -18,6 +18,7 @@ from sheratan_hub.memo import Memo
 from sheratan_hub.rules.command import Code, Limits, Refused, Scene
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.view import View
+from sheratan_hub.standing import Standing
 from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx
 
 log = logging.getLogger("sheratan.commit")
@@ -57,13 +58,15 @@ class Committer:
         self.guests: Callable[[View], list[Item]] = lambda _: []
         self.gate: Callable[[], Refused | None] = lambda: None
         self.lanes = Lanes()
+        self.standing = Standing(limits)
         self.started_at = 0
         self._first_order = 0
         self.failing = False
 
     async def prepare(self) -> None:
         """Read the lanes' heads and note the time of the start. Call once, after the store is open."""
-        self.lanes = Lanes(await self._store.heads())
+        self.lanes = Lanes(await self._store.heads(), self._limits.age_ms)
+        await self.standing.prepare(self._store, self.lanes)
         self.started_at = await self._store.now()
 
     @property
@@ -212,3 +215,4 @@ class Committer:
                 self.lanes.joined_by(row.lane, row.order)
         for lane in view.left:
             self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
+        self.standing.learn(view, changes, self.lanes)

@@ -83,6 +83,9 @@ class QueueSettings(Section, frozen=True):
     max_losses: int = 3
     loss_delay_ms: int = 1000
     cancel_grace_seconds: int = 30
+    max_deliveries: int = 50
+    age_seconds: int = 60
+    max_leases_per_node: int = 0
 
 
 class RetrySettings(Section, frozen=True):
@@ -91,6 +94,28 @@ class RetrySettings(Section, frozen=True):
     max_attempts: int = 4
     backoff_base_ms: int = 1000
     backoff_cap_ms: int = 60_000
+
+
+class RetentionSettings(Section, frozen=True):
+    """How long what is over is kept, from its end on."""
+
+    completed_seconds: int = 86_400
+    cancelled_seconds: int = 86_400
+    failed_seconds: int = 604_800
+    ledger_days: int = 30
+
+
+class DlqSettings(Section, frozen=True):
+    """The dead-letter list: the failed jobs."""
+
+    enabled: bool = True
+    max_items: int = 10_000
+
+
+class LedgerSettings(Section, frozen=True):
+    """The ledger's file."""
+
+    file: bool = True
 
 
 class IdempotencySettings(Section, frozen=True):
@@ -179,6 +204,13 @@ class AlertSettings(Section, frozen=True):
         return {name: rule for name, rule in (shipped | own).items() if rule.on}
 
 
+class RateLimitSettings(Section, frozen=True):
+    """What one source may do: submits a minute, jobs running at once; 0 is without that limit."""
+
+    per_minute: int = 10
+    concurrent: int = 5
+
+
 class Secrets(msgspec.Struct, frozen=True):
     """Values that never stand in hub.toml. Their repr hides them."""
 
@@ -200,6 +232,9 @@ class Settings(Section, frozen=True):
     nodes: NodeSettings = NodeSettings()
     queue: QueueSettings = QueueSettings()
     retry: RetrySettings = RetrySettings()
+    retention: RetentionSettings = RetentionSettings()
+    dlq: DlqSettings = DlqSettings()
+    ledger: LedgerSettings = LedgerSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     integrity: IntegritySettings = IntegritySettings()
     limits: LimitSettings = LimitSettings()
@@ -207,6 +242,7 @@ class Settings(Section, frozen=True):
     log: LogSettings = LogSettings()
     audit: AuditSettings = AuditSettings()
     alerts: AlertSettings = AlertSettings()
+    rate_limits: dict[str, RateLimitSettings] = {}
 
 
 class BadConfig(Exception):
@@ -233,9 +269,13 @@ ENVIRONMENT = {
     "SHERATAN_LEASE_TIMEOUT": "queue.lease_seconds",
     "SHERATAN_QUEUE_ITEM_TTL_SEC": "queue.item_ttl_seconds",
     "SHERATAN_MAX_LOSSES": "queue.max_losses",
+    "SHERATAN_PRIORITY_AGE_SEC": "queue.age_seconds",
+    "SHERATAN_MAX_LEASES_PER_NODE": "queue.max_leases_per_node",
     "SHERATAN_RETRY_MAX_ATTEMPTS": "retry.max_attempts",
     "SHERATAN_RETRY_BACKOFF_BASE_MS": "retry.backoff_base_ms",
     "SHERATAN_RETRY_BACKOFF_CAP_MS": "retry.backoff_cap_ms",
+    "SHERATAN_DLQ_ENABLED": "dlq.enabled",
+    "SHERATAN_DLQ_MAX_ITEMS": "dlq.max_items",
     "SHERATAN_IDEMPOTENCY_TTL_SEC": "idempotency.ttl_seconds",
     "SHERATAN_IDEMPOTENCY_MAX_CACHED_BYTES": "idempotency.max_cached_bytes",
     "SHERATAN_RESULT_INTEGRITY": "integrity.mode",
@@ -259,18 +299,18 @@ SECRETS = {
 LATER = (
     "SHERATAN_HUB_TOKEN_NEXT",
     "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
-    "SHERATAN_MAX_LEASES_PER_NODE",
-    "SHERATAN_PRIORITY_AGE_SEC",
-    "SHERATAN_DLQ_ENABLED",
-    "SHERATAN_DLQ_MAX_ITEMS",
     "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC",
     "SHERATAN_ATTESTATION_SPOOF_THRESHOLD",
 )
 YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
+RATE_LIMITS = "rate_limits"
+"""The one table whose keys are free: sources, each with a table of its own."""
+
 FIELDS = {
     f"{table.name}.{field.name}": field
     for table in msgspec.structs.fields(Settings)
+    if table.name != RATE_LIMITS
     for field in msgspec.structs.fields(table.type)
 }
 # Whole numbers go from 1 to a thousand million, but for these.
@@ -282,6 +322,8 @@ RANGES = {
     "queue.item_ttl_seconds": (0, 1_000_000_000),
     "queue.loss_delay_ms": (0, 1_000_000_000),
     "queue.cancel_grace_seconds": (0, 1_000_000_000),
+    "queue.age_seconds": (0, 1_000_000_000),
+    "queue.max_leases_per_node": (0, 1_000_000_000),
     "retry.backoff_base_ms": (0, 1_000_000_000),
     "retry.backoff_cap_ms": (0, 1_000_000_000),
     "idempotency.ttl_seconds": (0, 1_000_000_000),
@@ -312,7 +354,7 @@ def load(path: str | None, environ: Mapping[str, str], flags: Flags | None = Non
     given = _gather(path, environ, flags)
     tables: dict[str, dict[str, object]] = {}
     for key, (value, _) in given.items():
-        table, name = key.split(".")
+        table, _, name = key.partition(".")
         tables.setdefault(table, {})[name] = value
     settings = msgspec.convert(tables, Settings)
     secrets = Secrets(**{name: _secret(name, given, environ)[0] for name in SECRETS})
@@ -327,7 +369,8 @@ def explain(path: str | None, environ: Mapping[str, str], flags: Flags | None = 
     rows = [(key, *given.get(key, Given(field.default, "default"))) for key, field in FIELDS.items()]
     plain = [(key, msgspec.to_builtins(value), origin) for key, value, origin in rows]
     shown = [(key, hide_password(str(value)) if key == "store.url" else value, origin) for key, value, origin in plain]
-    return shown + [(name, "***", _secret(name, given, environ)[1]) for name in SECRETS]
+    rates = [(key, *one) for key, one in given.items() if key.startswith(f"{RATE_LIMITS}.")]
+    return shown + rates + [(name, "***", _secret(name, given, environ)[1]) for name in SECRETS]
 
 
 def later(environ: Mapping[str, str]) -> list[str]:
@@ -385,6 +428,9 @@ def _entries(name: str) -> Iterator[tuple[str, object]]:
         if not isinstance(entries, dict):
             raise BadConfig(f"{table} in {name} must be a table: [{table}].")
         for entry, value in entries.items():
+            if table == RATE_LIMITS:
+                yield f"{table}.{entry}", value
+                continue
             if f"{table}.{entry}" not in FIELDS:
                 raise BadConfig(_unknown(f"{table}.{entry}", name, FIELDS))
             yield f"{table}.{entry}", value
@@ -426,6 +472,8 @@ def _parsed(key: str, text: str) -> object:
 
 def _checked(key: str, value: object, what: str) -> object:
     """`value` if the setting may have it, else `BadConfig` about `what`."""
+    if key.startswith(f"{RATE_LIMITS}."):
+        return _checked_rate(value, what)
     try:
         checked: object = msgspec.convert(value, FIELDS[key].type)
     except msgspec.ValidationError as error:
@@ -444,6 +492,18 @@ def _misfit(key: str, what: str, error: str) -> str:
     if AlertRule in (FIELDS[key].type, *get_args(FIELDS[key].type)) and (place or "`" in wrong):
         return f"{what.replace(key, key + place, 1)} cannot be used: {wrong}."
     return f"{what} must be {_allowed(key)}."
+
+
+def _checked_rate(value: object, what: str) -> object:
+    """The limits of one source, by name; what is not given keeps its default."""
+    numbers = "whole numbers from 0 to 1000000"
+    try:
+        rate = msgspec.convert(value, RateLimitSettings)
+    except msgspec.ValidationError as error:
+        raise BadConfig(f"{what} must be a table of per_minute and concurrent, {numbers}.") from error
+    if not all(0 <= n <= 1_000_000 for n in (rate.per_minute, rate.concurrent)):
+        raise BadConfig(f"{what} must be a table of per_minute and concurrent, {numbers}.")
+    return msgspec.structs.asdict(rate)
 
 
 def _range(key: str) -> tuple[int, int]:

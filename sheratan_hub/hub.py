@@ -1,26 +1,32 @@
-"""The engine that handlers hold: execute commands, wait for work, read rows, tell the observers."""
+"""The engine that handlers hold: execute commands, wait for work, read rows, tell the observers.
+
+Longer than 300 lines because it is the one door to all of them, and a long poll goes through most of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sheratan_hub.clock import Clock
-from sheratan_hub.commit import Committer
+from sheratan_hub.clock import Clock, settle
+from sheratan_hub.commit import TURNS, Committer
 from sheratan_hub.items import HUB, Committed, Happened, Item, Order, Origin, Outcome
+from sheratan_hub.keeping import Keeping
 from sheratan_hub.loops import Loop
+from sheratan_hub.reading import Reading
 from sheratan_hub.rules.command import Code, Command, Event, Limits, Refused
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Node, State, node_of, state_of
+from sheratan_hub.rules.pauses import Pause
 from sheratan_hub.rules.pull import Pull, Pulled
-from sheratan_hub.rules.view import View
+from sheratan_hub.rules.view import View, leases_on, running_of
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
-from sheratan_hub.upkeep import clamp, sweep
+from sheratan_hub.upkeep import SWEPT, clamp, sweep
 from sheratan_hub.waiting import Waiter, Waiting
 
 log = logging.getLogger("sheratan.hub")
@@ -47,9 +53,14 @@ class Hub:
         self.max_polls = max_polls
         self._observers: list[Observer] = []
         self._undelivered: list[Command] = []
+        self.delays_after: str | None = ""
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
-        self.loops = [Loop("sweep", self.sweep, clock)]
+        self.reading, self.keeping = Reading(self), Keeping(self)
+        behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
+        self.loops = [Loop("sweep", self.sweep, clock), *(Loop(name, step, clock) for name, step in behind)]
+        self.waiting.open = lambda lane: not self.committer.standing.closed(lane, clock.now())
+        self.lease_ends_at: int | None = None
 
     def observe(self, observer: Observer) -> None:
         """Call `observer` with every `Committed`, before its replies go out. A failing one is logged, passed over."""
@@ -102,24 +113,26 @@ class Hub:
 
         By `while_fine` what is refused of `first` is raised, and nothing is leased.
         """
+        if first and self.waiting.thirsty:
+            told = await self._take_turns(first, origin, order)
+            return told, (await self.pull_after((), command, wait_ms, origin))[1]
         if wait_ms <= 0 or len(self.waiting) >= self.max_polls:
             return await self._look([*first, command], origin, order)
         until = self.clock.now() + wait_ms
         outcomes: list[Outcome] = []
         name = (command.node_id, command.pull_id) if command.pull_id is not None else None
-        with self.waiting.pull(await self._offer(command), command.limit, name) as waiter:
+        with self.waiting.pull(await self._offer(command), command.limit, command.node_id, name) as waiter:
             while True:
                 waiter.event.clear()
-                wakes, freed, frees = len(waiter.woken), waiter.freed, self.waiting.frees
+                wakes, freed, mark = len(waiter.woken), waiter.freed, self.waiting.mark(waiter)
                 told, pulled = await self._look([*first, command], origin, order)
                 outcomes, first = [*outcomes, *told], ()
-                for lane in waiter.looked(len(pulled.jobs), pulled.reason, wakes):
+                found = len(pulled.jobs)
+                for lane in self.waiting.looked(waiter, found, pulled.reason, pulled.free, wakes, mark):
                     if lane in self.committer.lanes:
                         self.waiting.wake(lane)
                 if freed and pulled.reason == "no_job":
                     self.waiting.pass_on(waiter)
-                if waiter.saturated and self.waiting.frees != frees:
-                    waiter.event.set()  # a lease has ended while it looked
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
@@ -128,6 +141,15 @@ class Hub:
                 if given is not None or not woken or waiter.replaced:
                     return outcomes, given or pulled
                 waiter.offer = await self._offer(command)
+
+    async def _take_turns(self, first: Sequence[Command], origin: Origin, order: Order) -> list[Outcome]:
+        """Others wait for a lease to end: what `first` frees is theirs, and its pull comes after them (rule 9)."""
+        outcomes = await self.execute_many(first, origin)
+        for one in outcomes:
+            if isinstance(one, Exception) and (order == "while_fine" or not isinstance(one, Refused)):
+                raise one
+        await settle(TURNS)
+        return outcomes
 
     async def _wait(self, waiter: Waiter, command: Pull, origin: Origin, ms: int) -> bool:
         """Whether something has come up; if it was a job, the pull may have been decided with it already."""
@@ -159,7 +181,7 @@ class Hub:
         if not self.waiting.pulls:
             return []
         lanes = {lane: len(orders) for lane, orders in view.joined().items()}
-        return [waiter.serve() for waiter in self.waiting.takers(lanes)]
+        return [waiter.serve(n) for waiter, n in self.waiting.takers(lanes)]
 
     async def _look(self, commands: list[Command], origin: Origin, order: Order) -> tuple[list[Outcome], Pulled]:
         """The outcomes of all but the last, which is a pull, and what that got. Any bug is raised."""
@@ -186,9 +208,13 @@ class Hub:
         if not future.cancelled() and future.exception() is None and isinstance(future.result()[-1], Pulled):
             self.give_back(future.result()[-1])
 
-    def give_back(self, pulled: Pulled) -> None:
-        """Release leases whose answer could not be delivered, if it was the only one that told of them."""
-        self._give_back([Release(job.id, job.lease_id or "", undelivered=True) for job in pulled.jobs])
+    def give_back(self, pulled: Pulled, *, begun: bool = False) -> None:
+        """Release leases whose answer could not be delivered, if it was the only one that told of them.
+
+        `begun`: some of it may have arrived; then an at_most_once job is left to its lease, which ends as a loss.
+        """
+        jobs = [job for job in pulled.jobs if not (begun and job.at_most_once)]
+        self._give_back([Release(job.id, job.lease_id or "", undelivered=True) for job in jobs])
 
     def _give_back(self, releases: Sequence[Command]) -> None:
         """If the store fails it is tried again with the next sweep; when the hub closes, leases end by their time."""
@@ -247,20 +273,45 @@ class Hub:
             raise unavailable(down) from down
 
     async def page(
-        self, kind: str, labels: Sequence[str | None] = (), after: str | None = None, limit: int = 100
+        self,
+        kind: str,
+        labels: Sequence[str | None] = (),
+        after: str | None = None,
+        limit: int = 100,
+        *,
+        newest: bool = False,
     ) -> Page:
         """A piece of a list. Refused with `unavailable` when the store is down."""
         try:
-            return await self.store.page(kind, labels, after, limit)
+            return await self.store.page(kind, labels, after, limit, newest=newest)
         except StoreDown as down:
             raise unavailable(down) from down
 
     async def counts(self, prefix: str = "") -> dict[str, int]:
-        """The kept counters. Refused with `unavailable` when the store is down."""
+        """The kept counters; those of single nodes and sources only if they are asked for.
+
+        Refused with `unavailable` when the store is down.
+        """
         try:
-            return await self.store.counts(prefix)
+            counts = await self.store.counts(prefix)
         except StoreDown as down:
             raise unavailable(down) from down
+        return counts if prefix else {facet: n for facet, n in counts.items() if not facet.startswith(SINGLE)}
+
+    @property
+    def throttled(self) -> Collection[str]:
+        """The sources that have used up their concurrency: their waiting jobs are shown as `throttled` (rule 10)."""
+        return self.committer.lanes.benched
+
+    def pauses(self) -> tuple[Pause, ...]:
+        """What is paused now."""
+        return self.committer.standing.pauses.holding(self.clock.now()).pauses
+
+    def frees_in_ms(self) -> int:
+        """When the next lease may end by its time, from now; what lies beyond the sweep's sight counts as its end."""
+        if self.lease_ends_at is None:
+            return FREES_MAX_MS
+        return min(max(self.lease_ends_at - self.clock.now(), FREES_MIN_MS), FREES_MAX_MS)
 
     def _committed(self, committed: Committed) -> None:
         """Broad `except`, one of the four: an observer that fails is logged and passed over."""
@@ -272,17 +323,35 @@ class Hub:
         rows = (*committed.changes.new, *committed.changes.put)
         if rows:
             self.waiting.committed(committed.changes.new, committed.changes.put)
-            soonest = min((row.due_at for row in rows if row.agenda is not None), default=None)
+            self._let_look()
+            soonest = min((row.due_at for row in rows if row.agenda in SWEPT), default=None)
             if soonest is not None:
                 self.loops[0].nudge(soonest)
+
+    def _let_look(self) -> None:
+        """Wake who waits for sources that are no longer throttled, and everybody when pauses have changed."""
+        standing = self.committer.standing
+        for lane, n in standing.freed():
+            for _ in range(n):
+                if not self.waiting.wake(lane):
+                    break
+        if standing.resumed():
+            self.waiting.wake_all()
 
     async def sweep(self) -> int | None:
         """One look at everything that is due; when the next is."""
         return await sweep(self)
 
 
-WORTH_WAITING = ("no_job", "inflight_limit")
+WORTH_WAITING = ("no_job", "inflight_limit", "node_full", "paused", "throttled")
 """Reasons that a long poll waits on; any other is told at once."""
+
+
+SINGLE = (leases_on(""), running_of(""))
+"""How the facets of single nodes and sources begin."""
+
+FREES_MIN_MS, FREES_MAX_MS = 100, 1000
+"""The bounds of how long a pull is asked to wait for a lease to end; the sweep sees a second ahead."""
 
 
 def unavailable(down: StoreDown) -> Refused:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from sheratan_hub.rules.command import Command, Event, Together
+from sheratan_hub.rules.graph import Graph
+from sheratan_hub.rules.missions import MakeMission
 from sheratan_hub.storage import Changes
 
 
@@ -32,6 +34,10 @@ Order = Literal["any", "in_turn", "while_fine"]
 `while_fine`: in turn, and once one has failed those after it fail with the same error."""
 
 
+MANY = (Together, Graph, MakeMission)
+"""Commands that stand for several."""
+
+
 class Item(msgspec.Struct, eq=False):
     """Commands that were handed in together, and who waits for their outcomes (None: nobody).
 
@@ -52,7 +58,7 @@ class Item(msgspec.Struct, eq=False):
     def __post_init__(self) -> None:
         self.size = len(self.commands)
         for command in self.commands:
-            if isinstance(command, Together):
+            if isinstance(command, MANY):
                 self.size += len(command) - 1
 
     @property

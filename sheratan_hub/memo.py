@@ -9,7 +9,7 @@ from __future__ import annotations
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Key, Loaded, Row, Wants
 
-KINDS = frozenset({"node"})
+KINDS = frozenset({"node", "standing"})
 """Rows that are remembered when they were only looked at: small, and asked for again and again."""
 
 MOST = 100_000

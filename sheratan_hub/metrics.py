@@ -20,9 +20,18 @@ from prometheus_client import (
 from sheratan_hub import __version__
 from sheratan_hub.clock import Clock
 from sheratan_hub.items import Committed
+from sheratan_hub.rules.lanes import Lanes
 
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
-JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled", "quarantined")
+
+LATE = frozenset({"job.superseded", "job.judged"})
+DIVERGED = {True: "true", False: "false", None: "unknown"}
+
+
+PRIORITIES = ("CRITICAL", "HIGH", "NORMAL", "LOW")
+PROMISES_MS = {"HIGH": 60_000, "NORMAL": 300_000}
+"""How long a job of this priority waits at most, when there is enough capacity."""
 
 
 class Minute:
@@ -68,6 +77,9 @@ class Metrics:
         self._by_event: dict[str, Counter] = {}
         self._answered: dict[tuple[str, str, int], Counter] = {}
         self._commands = self._counter("sheratan_commands", "Commands committed.")
+        self._superseded = self._counter(
+            "sheratan_superseded_results", "Late results kept as evidence, by whether they differ.", "diverged"
+        )
         self._batches = Histogram(
             "sheratan_commit_batch_commands",
             "Commands that shared one transaction.",
@@ -79,6 +91,14 @@ class Metrics:
         self._keys = self._gauge("sheratan_idempotency_keys", "Idempotency keys in the store.")
         self._polls = self._gauge("sheratan_long_polls", "Requests that wait for work or for a job's end.")
         self._waiting = self._gauge("sheratan_commands_waiting", "Commands waiting for a transaction.")
+        self._dead = self._counter("sheratan_dead_letters", "Jobs that failed for good, by reason.", "reason")
+        self._pruned = self._counter("sheratan_pruned_jobs", "Finished jobs forgotten by age, by status.", "status")
+        self._over = self._gauge("sheratan_dead_letters_over_limit", "1 while there are more than dlq.max_items.")
+        self._unread = self._gauge("sheratan_pending_processing", "Completed jobs whose result nobody has read yet.")
+        self._missed = self._gauge(
+            "sheratan_promises_missed", "Lanes whose first job waits longer than its priority promises.", "priority"
+        )
+        self._oldest = self._gauge("sheratan_oldest_wait_seconds", "How long the oldest job waits.", "priority")
         build = self._gauge("sheratan_build_info", "The running version.", "version")
         build.labels(__version__).set(1)
 
@@ -96,12 +116,27 @@ class Metrics:
                 tally[event.event] = tally.get(event.event, 0) + 1
                 if "cause" in event.meta:
                     self.minute.add("lease_reap")
+        if "job.failed" in tally or "jobs.pruned" in tally:
+            self._count_ends(committed)
         for name, n in tally.items():
             self._of_event(name).inc(n)
             self.minute.add(name, n)
+        if tally.keys() & LATE:
+            self._late(committed)
         if committed.commands:
             self._commands.inc(committed.commands)
             self._batches.observe(committed.commands)
+
+    def _late(self, committed: Committed) -> None:
+        for event in (event for happened in committed.happened for event in happened.events if event.event in LATE):
+            self._superseded.labels(DIVERGED[event.meta["diverged"]]).inc()
+
+    def _count_ends(self, committed: Committed) -> None:
+        for event in (event for happened in committed.happened for event in happened.events):
+            if event.event == "job.failed":
+                self._dead.labels(str(event.meta.get("reason"))).inc()
+            elif event.event == "jobs.pruned":
+                self._pruned.labels(event.meta["status"]).inc(event.meta["count"])
 
     def _of_event(self, name: str) -> Counter:
         counter = self._by_event.get(name)
@@ -119,7 +154,7 @@ class Metrics:
             counter = self._answered[key] = self._requests.labels(plane, route, str(status))
         counter.inc()
 
-    def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int) -> None:
+    def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int, over: bool = False) -> None:
         """Take the kept counters before a scrape."""
         for status in JOB_STATUSES:
             self._jobs.labels(status).set(counts.get(f"job:{status}", 0))
@@ -128,6 +163,16 @@ class Metrics:
         self._keys.set(counts.get("key", 0))
         self._polls.set(polls)
         self._waiting.set(waiting)
+        self._over.set(over)
+        self._unread.set(unread(counts))
+
+    def set_waits(self, lanes: Lanes, now: int) -> None:
+        """Take how long the first jobs of all lanes wait, before a scrape; read off their heads (design rule 6)."""
+        for level, name in enumerate(PRIORITIES):
+            since = lanes.oldest(level)
+            self._oldest.labels(name).set(0 if since is None else max(0, now - since) / 1000)
+            if name in PROMISES_MS:
+                self._missed.labels(name).set(lanes.late(level, now - PROMISES_MS[name]))
 
     def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The fleet's JSON of the control plane."""
@@ -160,8 +205,14 @@ class Metrics:
             "retry_scheduled_1m": minute["job.retry"],
             "lease_reap_1m": minute["lease_reap"],
             "dlq_size": counts.get("job:failed", 0),
+            "pending_processing": unread(counts),
             "idempotent_hits_1m": minute["key.hit"],
             "idempotent_collisions_1m": minute["refused.idempotency_key_collision"],
             "idempotency_store_size": counts.get("key", 0),
             "integrity": {"ok_1m": minute["integrity.ok"], "fail_1m": minute["refused.result_integrity_fail"]},
         }
+
+
+def unread(counts: Mapping[str, int]) -> int:
+    """How many completed jobs nobody has read the result of: see `MarkRead`."""
+    return max(0, counts.get("job:completed", 0) - counts.get("read", 0))

@@ -23,6 +23,7 @@ BATCH = 500
 LATER = frozenset({429, 500, 503})
 UNFIT = frozenset({400, 413, 422})
 CONFLICT = 409
+TOO_LARGE = 413
 PURPOSE = "results"
 
 
@@ -116,5 +117,6 @@ class Outbox:
             return  # the hub saw the failure first: the time was up, the job cancelled, the lease lost
         self._say(f"the hub refused the result of job {report.job_id}: {no.detail} ({no.status} {no.code})")
         if report.ok and no.status in UNFIT and no.code != "result_integrity_fail":
-            unfit = failure("ResultRefused", f"{no.detail} ({no.code})", retry=False)
+            name = "ResultTooLarge" if no.status == TOO_LARGE else "ResultRefused"
+            unfit = failure(name, f"{no.detail} ({no.code})", retry=False)
             self.put(msgspec.structs.replace(report, ok=False, result=NULL, error=unfit.error, retry=False))

@@ -58,6 +58,8 @@ class Running:
                 return failure("Timeout", f"it ran for longer than {self.lease.timeout_seconds:g} seconds")
             case "cancelled":
                 return failure("Cancelled", "it was cancelled while it ran", retry=False)
+            case "released" if self.lease.delivery == "at_most_once":
+                return failure("Stopped", "its worker was stopped while it ran, and it must not run twice", retry=False)
         return None
 
     async def _time_out(self) -> None:

@@ -5,26 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sheratan_hub.items import HUB, Item
+from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import ClampNodes, SweepNodes, Swept, node_of
-from sheratan_hub.rules.sweep import ClampLeases, ReapNode, SweepJobs
+from sheratan_hub.rules.pauses import SweepPauses
+from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, ReapNode, SweepJobs, delayed_beyond
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
 
 JOB_AGENDAS = ("lease", "wait", "expire")
+SWEPT = frozenset({*JOB_AGENDAS, "node", "cascade", "resume", "link", "pause"})
+"""The agendas that the sweep looks at; a row that comes into one of them may call for the next sweep."""
 
 
 async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
+    await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    outcomes = await hub.execute_many([*commands, SweepNodes()], urgent=True)
+    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes(), SweepPauses()], urgent=True)
+    hub.lease_ends_at = outcomes[0].next_at if isinstance(outcomes[0], Swept) else None
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     for node_id in (node_id for one in swept for node_id in one.dead):
         await _reap(hub, node_id)
     return min((one.next_at for one in swept if one.next_at is not None), default=None)
+
+
+def cascades() -> list[Command]:
+    """What tells dependents of their parents, and ties those that have many to them: a piece of each."""
+    return [SweepCascades(), SweepLinks()]
 
 
 async def _reap(hub: Hub, node_id: str) -> None:
@@ -56,6 +67,18 @@ async def _clamp_leases(hub: Hub) -> None:
         if page.next is None:
             return
         after = page.next
+
+
+async def _clamp_delays(hub: Hub) -> None:
+    """Design rule 12 for jobs that wait: one page with each sweep, until all that were there at the start are seen."""
+    if hub.delays_after is None:
+        return
+    page = await hub.page("job", ("pending",), hub.delays_after or None, 1000)
+    now = hub.clock.now()
+    wrong = tuple(job.id for job in map(job_of, page.rows) if delayed_beyond(job, now))
+    if wrong:
+        await hub.execute_many([ClampDelays(wrong)], urgent=True)
+    hub.delays_after = page.next
 
 
 async def _clamp_nodes(hub: Hub) -> None:

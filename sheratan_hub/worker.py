@@ -167,7 +167,8 @@ class Worker:
             outcome = await job.work()
         except ProcessDied as died:
             # Whoever stops a worker may have signalled its processes too: that is not the job's failure.
-            outcome = None if self.stopping else failure("ProcessDied", str(died))
+            again = self.stopping and lease.delivery != "at_most_once"
+            outcome = None if again else failure("ProcessDied", str(died))
         finally:
             del self._running[lease.lease_id]
             self._changed.set()

@@ -78,9 +78,9 @@ class Site:
         return job
 
     async def stored(self) -> tuple[dict[str, int], int]:
-        """What is in the store: the counters, and the number of events."""
+        """What is in the store: the counters but those of single nodes and sources, and the number of events."""
         events = await self.app.store.events()
-        return await self.app.store.counts(), len(events)
+        return await self.app.hub.counts(), len(events)
 
     def audit(self) -> list[dict[str, Any]]:
         import json

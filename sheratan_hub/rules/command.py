@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from sheratan_hub.rules.lanes import Lanes
+from sheratan_hub.rules.lanes import PLACES, Lanes, Offer
 from sheratan_hub.storage import Due, Key, Row, Wants, merge
 
 if TYPE_CHECKING:
@@ -40,13 +40,19 @@ class Code(StrEnum):
     NOT_HOLDER = "not_holder"
     ALREADY_FINISHED = "already_finished"
     NODE_ALIVE = "node_alive"
+    NOT_FAILED = "not_failed"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
     TOO_DEEP = "too_deep"
     BATCH_TOO_LARGE = "batch_too_large"
     RESULT_INTEGRITY_FAIL = "result_integrity_fail"
+    DEPENDENCY_CYCLE = "dependency_cycle"
+    UNKNOWN_DEPENDENCY = "unknown_dependency"
+    MISSION_NOT_FOUND = "mission_not_found"
     QUEUE_FULL = "queue_full"
+    RATE_LIMITED = "rate_limited"
+    RATE_LIMIT_NOT_FOUND = "rate_limit_not_found"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"
     AUDIT_UNAVAILABLE = "audit_unavailable"
@@ -55,10 +61,19 @@ class Code(StrEnum):
     INTERNAL = "internal"
 
 
+class Quota(msgspec.Struct, frozen=True, gc=False):
+    """What a source may still submit now: `left` of `per_minute`, and when there is one more (ms from now)."""
+
+    per_minute: int
+    left: int
+    next_in_ms: int
+
+
 class Refused(Exception):
     """A "no" that the caller is meant to read: a stable code and a sentence with the id in it.
 
-    `reason` and `detail` go to the audit log, `retry_after_ms` to the client when trying again makes sense.
+    `reason` and `detail` go to the audit log, `retry_after_ms` to the client when trying again makes sense, and so
+    does `quota` (see `rules/limits.py`).
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class Refused(Exception):
         reason: str = "",
         retry_after_ms: int = 0,
         detail: Mapping[str, str] | None = None,
+        quota: Quota | None = None,
     ) -> None:
         super().__init__(text)
         self.code = code
@@ -76,6 +92,7 @@ class Refused(Exception):
         self.reason = reason
         self.retry_after_ms = retry_after_ms
         self.detail = detail or {}
+        self.quota = quota
 
 
 class Need(Exception):
@@ -84,6 +101,13 @@ class Need(Exception):
     def __init__(self, wants: Wants) -> None:
         super().__init__(wants)
         self.wants = wants
+
+
+class Rate(msgspec.Struct, frozen=True, array_like=True):
+    """What a source may do: submits a minute, jobs running at once. 0: without that limit."""
+
+    per_minute: int = 10
+    concurrent: int = 5
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -103,6 +127,16 @@ class Limits(msgspec.Struct, frozen=True):
     node_ttl_ms: int = 120_000
     node_dead_ms: int = 600_000
     restart_grace_ms: int = 15_000
+    max_deliveries: int = 50
+    completed_kept_ms: int = 86_400_000
+    cancelled_kept_ms: int = 86_400_000
+    failed_kept_ms: int = 604_800_000
+    ledger_kept_ms: int = 2_592_000_000
+    dead_letters: bool = True
+    dead_letters_max: int = 10_000
+    age_ms: int = 60_000
+    max_leases_per_node: int = 0
+    rates: Mapping[str, Rate] = {}
 
 
 class Scene(msgspec.Struct, frozen=True, gc=False):
@@ -122,7 +156,7 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
         return ms * ORDERS
 
 
-ORDERS = 1024
+ORDERS = PLACES
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -142,7 +176,9 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """What a command decided: the answer, the rows it writes, the events it makes.
 
     `events` go to the ledger in the same transaction, `notes` only to the observers after it. `durable` is
-    false only if losing the change in a power cut breaks no promise.
+    false only if losing the change in a power cut breaks no promise. An `answer` that is a `Refused` is a refusal that
+    writes: the command ends with it as if it had been raised, and what the decision holds is committed.
+    `served` tells the directory of lanes whose turn it was.
     """
 
     answer: Any
@@ -152,6 +188,14 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     events: tuple[Event, ...] = ()
     notes: tuple[Event, ...] = ()
     durable: bool = True
+    served: Served | None = None
+
+
+class Served(msgspec.Struct, frozen=True, gc=False):
+    """From which lanes a pull with this offer got its jobs, in order: their sources had their turn."""
+
+    offer: Offer
+    lanes: tuple[str, ...]
 
 
 class Command(Protocol):
@@ -184,6 +228,8 @@ class Together(msgspec.Struct, frozen=True, gc=False):
         for place, command in enumerate(self.commands):
             try:
                 decision = command.decide(trial)
+                if isinstance(decision.answer, Refused):
+                    raise decision.answer
             except Need as need:
                 needs.append(need.wants)
                 continue
@@ -196,6 +242,7 @@ class Together(msgspec.Struct, frozen=True, gc=False):
                     reason=no.reason,
                     retry_after_ms=no.retry_after_ms,
                     detail=no.detail,
+                    quota=no.quota,
                 ) from no
             trial.apply(decision)
             made.append(decision)

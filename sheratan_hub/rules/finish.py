@@ -10,10 +10,13 @@ import hashlib
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
+from sheratan_hub.rules.attempts import Kept, amended, noted
 from sheratan_hub.rules.command import Code, Decision, Refused, Scene
+from sheratan_hub.rules.errors import kept_error
+from sheratan_hub.rules.evidence import judged, refused_late
 from sheratan_hub.rules.jobs import Closed, Job, found, job_event, job_key
 from sheratan_hub.rules.nodes import node_of
-from sheratan_hub.rules.retry import after_failure, end
+from sheratan_hub.rules.retry import after_failure, after_release, end
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Row, Wants
 
@@ -61,7 +64,12 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         closed = job.closing(lease_id)
         if closed is not None:
             return self._again(closed, digest)
-        held(job, lease_id)
+        try:
+            held(job, lease_id)
+        except Refused as no:
+            if lease_id is None:
+                raise
+            return refused_late(view, job, lease_id, (self.ok, self.result, self.error), no)
         happened, done = self._outcome(job, view)
         late = job.status == "pending"
         delay = max(0, done.not_before - view.now) if done.status == "pending" else 0
@@ -71,7 +79,16 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         reason = done.reason or (error_type(self.error) if happened == "retry" else None)
         event = job_event(done, happened, view.now, actor, attempt=job.attempt, late=late or None, reason=reason)
         event = msgspec.structs.replace(event, artifact_path=_artifact_path(self.result))
-        return Decision(answer, put=(done.row,), events=(event,))
+        if self.ok and not done.late_results:
+            return Decision(answer, put=(done.row,), events=(event,))
+        kept = judged(view, done) if self.ok else self._noted(view, job, done, happened)
+        return Decision(answer, kept.new, (kept.job.row, *kept.put), events=(event, *kept.events))
+
+    def _noted(self, view: View, job: Job, done: Job, happened: str) -> Kept:
+        """The failure on record; of an attempt that the hub had ended only its error is new."""
+        if job.status == "pending":
+            return amended(view, done, job.lease_id or "", done.error)
+        return noted(view, job, done, "cancelled" if happened == "cancelled" else "failed", done.error)
 
     def _current_lease(self, job: Job) -> str | None:
         if self.node_id is not None and job.node_id not in (None, self.node_id):
@@ -92,14 +109,14 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
     def _outcome(self, job: Job, view: View) -> tuple[str, Job]:
         if job.status == "pending" and not self.ok and self.retry:
-            return "late_failure", job.with_(error=Raw(self.error))  # the hub has charged this delivery already
+            return "late_failure", job.with_(error=kept_error(self.error))  # the hub has charged this delivery already
         if self.ok:
             return "completed", end(job, "completed", view.now, result=Raw(self.result), error=NULL)
         return after_failure(
             job,
             view.now,
             view.scene.limits,
-            Raw(self.error),
+            kept_error(self.error),
             self.jitter,
             retry=self.retry,
             retry_after_ms=self.retry_after_ms,
@@ -139,7 +156,7 @@ class Extend(msgspec.Struct, frozen=True, gc=False):
                 f"the lease of job {job.id} has run out; a result is still taken while nobody else has the job",
             )
         lease_ms = min(self.lease_ms or view.scene.limits.lease_ms, EXTEND_MAX_MS)
-        longer = job.with_(lease_until=view.now + lease_ms, lease_ms=lease_ms)
+        longer = job.with_(lease_until=min(view.now + lease_ms, job.times_out_at), lease_ms=lease_ms)
         left = max(0, longer.row.due_at - view.now)
         return Decision(Extended(job.id, left, bool(job.cancel_at)), put=(longer.row,))
 
@@ -171,19 +188,22 @@ class Release(msgspec.Struct, frozen=True, gc=False):
         if self.undelivered and job.sending > 1:
             raise Refused(Code.LEASE_SUPERSEDED, f"the lease of job {job.id} was sent more than once")
         if job.status != "running":  # the hub has ended the lease; said once more, this gets the same answer
-            noted = close(job, Closed(self.lease_id, "released", job.status))
-            return Decision(Finished(job.id, job.status), put=(noted.row,))
+            told = close(job, Closed(self.lease_id, "released", job.status))
+            return Decision(Finished(job.id, job.status), put=(told.row,))
         return self._give_back(job, view)
 
     def _give_back(self, job: Job, view: View) -> Decision:
-        if job.cancel_at:
-            happened, back = "cancelled", end(job, "cancelled", view.now, "CANCELLED")
-        else:
-            happened, back = "released", job.after("released", lease_id=None, pending_since=view.now)
+        if self.undelivered:
+            job = job.with_(uncounted=job.uncounted + 1)
+        happened, back = after_release(job, view.now, view.scene.limits)
         back = close(back, Closed(self.lease_id, "released", back.status))
         actor = "hub" if self.undelivered else job.node_id or "client"
-        event = job_event(back, happened, view.now, actor, attempt=job.attempt)
-        return Decision(Finished(job.id, back.status), put=(back.row,), events=(event,))
+        event = job_event(back, happened, view.now, actor, attempt=job.attempt, reason=back.reason)
+        answer = Finished(job.id, back.status)
+        if self.undelivered:
+            return Decision(answer, put=(back.row,), events=(event,))
+        kept = noted(view, job, back, "cancelled" if happened == "cancelled" else "released")
+        return Decision(answer, kept.new, (kept.job.row, *kept.put), events=(event,))
 
 
 class Cancelled(msgspec.Struct, frozen=True, gc=False):
@@ -206,8 +226,8 @@ class Cancel(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """Refused: `job_not_found`, `already_finished`. A repeat gets the same answer."""
         job = found(view, self.job_id)
-        if job.status == "pending":
-            done = end(job, "cancelled", view.now, "CANCELLED")
+        if job.status in ("pending", "quarantined"):
+            done = end(job, "cancelled", view.now, "CANCELLED", root_cause=None)
             event = job_event(done, "cancelled", view.now, "client", reason="CANCELLED")
             return Decision(Cancelled(job.id, "cancelled", False), put=(done.row,), events=(event,))
         if job.status == "cancelled":
@@ -227,11 +247,13 @@ def held(job: Job, lease_id: str | None) -> None:
     if lease_id is None:
         raise Refused(Code.NOT_LEASED, f"job {job.id} is {job.status} and held by nobody")
     if job.finished:
-        raise Refused(Code.LEASE_SUPERSEDED, f"job {job.id} is {job.status}; this lease has ended")
+        raise Refused(
+            Code.LEASE_SUPERSEDED, f"job {job.id} is {job.status} after attempt {job.attempt}; this lease has ended"
+        )
     if job.lease_id != lease_id:
         raise Refused(
             Code.LEASE_SUPERSEDED,
-            f"this is not the last lease of job {job.id}: it has ended, or is another job's",
+            f"this is not the last lease of job {job.id} (attempt {job.attempt}): it has ended, or is another job's",
         )
 
 

@@ -34,9 +34,10 @@ class Demand(NamedTuple):
 def check_result(job_id: str, ok: bool, result: bytes, error: bytes, proof: Proof | None, demand: Demand) -> bool:
     """Whether there was something to check and it held. Refused with `result_integrity_fail` if it did not.
 
-    The hub decides: a weaker mode than configured is refused. No proof at all is refused only if required.
+    The hub decides: a weaker mode than configured is refused. No proof at all is refused only if required; a signature
+    alone is none where the hub has no key to check it with.
     """
-    if proof is None or (proof.mode == "none" and demand.mode == "none"):
+    if proof is None or (proof.mode == "none" and demand.mode == "none") or _unreadable(proof, demand):
         if demand.required and demand.mode != "none":
             raise _fail(job_id, "missing_integrity", "an integrity proof is required")
         return False
@@ -51,6 +52,10 @@ def check_result(job_id: str, ok: bool, result: bytes, error: bytes, proof: Proo
     if not _equal(proof.sha256, result_sha256(job_id, ok, result, error)):
         raise _fail(job_id, "sha_mismatch", "the SHA-256 does not match")
     return True
+
+
+def _unreadable(proof: Proof, demand: Demand) -> bool:
+    return proof.mode == "hmac" and not demand.key and proof.sha256 is None and proof.sig is not None
 
 
 def _equal(given: str | None, right: str) -> bool:

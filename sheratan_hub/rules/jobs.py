@@ -12,7 +12,7 @@ from sheratan_hub.rules.lanes import lane_name
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row
 
-Status = Literal["pending", "running", "completed", "failed", "cancelled"]
+Status = Literal["pending", "running", "completed", "failed", "cancelled", "quarantined"]
 
 # (status, what happened) -> status. Nothing else is legal; h11's state table is the model.
 TRANSITIONS: dict[tuple[str, str], Status] = {
@@ -28,6 +28,14 @@ TRANSITIONS: dict[tuple[str, str], Status] = {
     ("running", "lost"): "pending",
     ("running", "released"): "pending",
     ("running", "cancelled"): "cancelled",
+    ("pending", "unblocked"): "pending",  # all that it depends on has completed: it may be claimed now
+    ("pending", "held"): "quarantined",  # what it depends on has failed
+    ("quarantined", "resumed"): "pending",  # that was redriven
+    ("quarantined", "expired"): "failed",
+    ("quarantined", "cancelled"): "cancelled",
+    ("failed", "redriven"): "pending",
+    ("cancelled", "redriven"): "pending",
+    ("quarantined", "redriven"): "pending",
 }
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 
@@ -38,8 +46,13 @@ REASONS = (
     "NOT_RETRYABLE",
     "LOST",
     "CANCELLED",
+    "PURGED",
+    "DEPENDENCY_FAILED",
 )
-"""Why a job failed or was cancelled: every `reason` that a job can carry."""
+"""Why a job failed, was cancelled or is held: every `reason` that a job can carry."""
+
+PRUNE = {status: f"prune.{status}" for status in sorted(FINISHED)}
+"""The agenda in which a finished job waits to be forgotten, by its state (design rule 15)."""
 
 APART_BYTES = 2048
 """Params above this live in a row of their own, or every transition would write them again."""
@@ -55,8 +68,19 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
     retry_in_ms: int = 0
 
 
+OnFailure = Literal["cancel", "hold", "run"]
+"""What the terminal failure of a job does to one that depends on it."""
+
+
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job's document. Times in ms since 1970, durations in ms. `params`, `result`, `error` are JSON texts."""
+    """A job's document. Times in ms since 1970, durations in ms. `params`, `result`, `error` are JSON texts.
+
+    `delay_ms` is how long it was to wait when it began to; `tried` counts the attempts on record (`rules/attempts.py`);
+    `uncounted` are deliveries that do not count for `max_deliveries`.
+    `parents_left`: how many of the jobs it depends on have not completed, `parents_failed`: how many of these are
+    known to have failed. `dependents`: others may depend on it; `cascade`: they have not all been told of its end;
+    `resuming`: nor of its redrive.
+    """
 
     id: str
     kind: str
@@ -99,6 +123,19 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     closed: tuple[Closed, ...] = ()
     traceparent: str | None = None
     key: str | None = None
+    delay_ms: int = 0
+    tried: int = 0
+    redrives: int = 0
+    redriven_at: int = 0
+    uncounted: int = 0
+    """Deliveries that do not count for a limit on them: those before the last redrive."""
+    on_dependency_failure: OnFailure = "cancel"
+    parents_left: int = 0
+    parents_failed: int = 0
+    dependents: bool = False
+    cascade: bool = False
+    resuming: bool = False
+    root_cause: str | None = None
 
     def after(self, happened: str, **changes: Any) -> Job:
         """This job after a transition of the table, with other fields changed as given."""
@@ -111,7 +148,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def finished(self) -> bool:
-        """Whether it has reached a state that never changes."""
+        """Whether it has reached a state that only a redrive changes."""
         return self.status in FINISHED
 
     @property
@@ -128,6 +165,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
         """When it fails if nobody has taken it: its own deadline, or the time one may wait in the line; 0: never."""
         if not self.expires_at and not self.ttl_ms:
             return 0
+        if self.parents_left:
+            return self.expires_at  # it does not stand in the line yet
         ends = [at for at in (self.expires_at, self.ttl_ms and self.pending_since + self.ttl_ms) if at]
         return min(ends, default=0)
 
@@ -135,7 +174,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     def row(self) -> Row:
         """The row it is kept as."""
         agenda, due_at = self._next_look()
-        claimable = self.status == "pending" and not self.waiting
+        claimable = self.status == "pending" and not self.waiting and not self.parents_left
         return Row(
             "job",
             self.id,
@@ -151,10 +190,10 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.status == "running":
             ends = min(self.lease_until, self.times_out_at)
             return "lease", min(ends, self.cancel_at) if self.cancel_at else ends
-        if self.status != "pending":
-            return None, 0
+        if self.status in FINISHED:
+            return "cascade" if self.cascade and not self.resuming else PRUNE[self.status], self.finished_at
         ends = self.ends_unclaimed_at
-        if self.waiting:
+        if self.waiting and not self.parents_left:
             return "wait", min(self.not_before, ends) if ends else self.not_before
         return ("expire", ends) if ends else (None, 0)
 

@@ -33,6 +33,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str | int | float | bool] = {}
     attested: Attested = Attested()
     cancel: tuple[str, ...] = ()
+    draining: bool = False
 
     def row(self, due_at: int | None) -> Row:
         """The row it is kept as; None: nobody needs to look at it again."""

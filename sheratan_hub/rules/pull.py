@@ -1,4 +1,4 @@
-"""Pulling: which jobs go to a node under which leases, and the same again for the same `pull_id` (rules 3, 6, 9)."""
+"""Pulling: which jobs a node gets under which leases, and the same again for the same `pull_id` (rules 3, 6, 9, 10)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,33 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sheratan_hub.rules.command import Decision, Event, Need, Scene
+from sheratan_hub.rules.command import Decision, Event, Need, Scene, Served
+from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop
+from sheratan_hub.rules.hand import Hand
 from sheratan_hub.rules.jobs import Job, job_event, job_of
 from sheratan_hub.rules.lanes import Offer
-from sheratan_hub.rules.nodes import Node, node_of, state_of
-from sheratan_hub.rules.view import View
+from sheratan_hub.rules.limits import RATES
+from sheratan_hub.rules.nodes import Node, node_of
+from sheratan_hub.rules.pauses import PAUSES, Pauses, pauses_of
+from sheratan_hub.rules.view import View, leases_on
 from sheratan_hub.storage import Key, Ready, Row, Wants
 
 REMEMBERED = 8
 """How many pull_ids are remembered for each node."""
 
-REASONS = ("no_job", "inflight_limit", "node_stale", "node_dead", "pull_spent", "draining")
+REASONS = (
+    "no_job",
+    "inflight_limit",
+    "node_stale",
+    "node_dead",
+    "node_draining",
+    "node_busy",
+    "node_full",
+    "paused",
+    "throttled",
+    "pull_spent",
+    "draining",
+)
 """Why a pull was answered without jobs: every `reason` of a pull's answer."""
 
 
@@ -36,11 +52,16 @@ class Pulls(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Pulled(msgspec.Struct, frozen=True, gc=False):
-    """The jobs leased, or why there are none. `params` holds, by job id, those kept in rows of their own."""
+    """The jobs leased, or why there are none. `params` holds, by job id, those kept in rows of their own.
+
+    `free` is what a pull without jobs bids if it waits: the leases that its node has room for; of a node that names
+    no limit, what it asks for less what it holds.
+    """
 
     jobs: tuple[Job, ...] = ()
     params: tuple[tuple[str, bytes], ...] = ()
     reason: str | None = None
+    free: int = 0
 
 
 class Pull(msgspec.Struct, frozen=True, gc=False):
@@ -57,12 +78,13 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
     kinds: frozenset[str] = frozenset()
 
     def wants(self, scene: Scene) -> Wants:
-        """The node, its remembered pulls, how many leases live, and the lane that is probably next."""
-        wants = Wants(look={Key("node", self.node_id)}, counts={"job:running"})
+        """The node, its remembered pulls, pauses and limits, how many leases live, and the lane probably next."""
+        look = {Key("node", self.node_id), PAUSES, RATES}
+        wants = Wants(look=look, counts={"job:running", leases_on(self.node_id)})
         if self.pull_id is not None:
             wants.keys.add(Key("puller", self.node_id))
         if self.capabilities is not None:
-            for lane in scene.lanes.choose(Offer(self.capabilities, self.kinds), 1):
+            for lane in scene.lanes.turn(Offer(self.capabilities, self.kinds), 1, (), scene.now):
                 wants.ready[Ready(lane)] = min(self.limit, scene.limits.max_inflight)
         return wants
 
@@ -74,45 +96,36 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
             return again
         row = view.look("node", self.node_id)
         node = node_of(row) if row else None
-        state = state_of(node, view.now, view.scene.limits, view.scene.started_at) if node else "ONLINE"
-        if state != "ONLINE":
-            return Decision(Pulled(reason=f"node_{state.lower()}"))
-        free = view.scene.limits.max_inflight - view.count("job:running")
-        if free <= 0:
+        leases, limits = view.count(leases_on(self.node_id)), view.scene.limits
+        room = node_room(node, leases, limits)
+        free = self.limit - leases if room is None else room
+        stop = node_stop(node, leases, view.now, limits, view.scene.started_at)
+        if stop is not None:
+            return Decision(Pulled(reason=stop, free=free))
+        pauses = pauses_of(view.look(*PAUSES))
+        if pauses.pauses and self._all_paused(pauses, view.now):
+            return Decision(Pulled(reason="paused", free=free))
+        left = hub_room(view.count("job:running"), limits)
+        if left <= 0:
             note = Event(view.now, "pull.saturated", self.node_id)
-            return Decision(Pulled(reason="inflight_limit"), notes=(note,))
-        jobs = [job_of(row) for row in self._choose(view, self._offer(node), min(self.limit, free))]
-        if not jobs:
-            return Decision(Pulled(reason="no_job"))
-        return self._lease(view, jobs, pulls, node)
+            return Decision(Pulled(reason="inflight_limit", free=free), notes=(note,))
+        offer = self._offer(node)
+        hand = Hand(view, offer, pauses)
+        rows = hand.take(min(self.limit, left) if room is None else min(self.limit, left, room))
+        if not rows:
+            return Decision(Pulled(reason=hand.why_none(), free=free))
+        return self._lease(view, [job_of(row) for row in rows], pulls, node, Served(offer, tuple(hand.lanes)))
 
     def _offer(self, node: Node | None) -> Offer:
         given = self.capabilities
         return Offer(frozenset(node.capabilities if node else ()) if given is None else given, self.kinds)
 
-    def _choose(self, view: View, offer: Offer, limit: int) -> list[Row]:
-        """The first `limit` waiting rows over the lanes in their order; asks for more lanes as they run out."""
-        taken: list[Row] = []
-        used_up = set(view.used_up)
-        rounds = 0
-        while len(taken) < limit:
-            lanes = view.scene.lanes.choose(offer, max(1, rounds), used_up)
-            if not lanes:
-                break
-            missing = [lane for lane in lanes if not view.loaded(lane)]
-            if missing:
-                raise Need(Wants(ready={Ready(lane): limit - len(taken) for lane in missing}))
-            for lane in lanes:
-                if len(taken) < limit:
-                    rows = view.ready(lane, limit - len(taken))
-                    taken += rows
-                    if not rows:
-                        view.used_up.add(lane)
-            used_up.update(lanes)
-            rounds += len(lanes)
-        return taken
+    def _all_paused(self, pauses: Pauses, now: int) -> bool:
+        if pauses.of_all(now) is not None:
+            return True
+        return bool(self.kinds) and all(kind_stop(kind, pauses, now) for kind in self.kinds)
 
-    def _lease(self, view: View, jobs: list[Job], pulls: Pulls | None, node: Node | None) -> Decision:
+    def _lease(self, view: View, jobs: list[Job], pulls: Pulls | None, node: Node | None, served: Served) -> Decision:
         apart = tuple(_params(view, jobs))
         zone = node.zone if node else None
         leased = tuple(self._leased(job, place, view, zone) for place, job in enumerate(jobs))
@@ -126,7 +139,7 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
             else:
                 put.append(row)
         events = tuple(job_event(job, "leased", view.now, self.node_id, attempt=job.attempt) for job in leased)
-        return Decision(Pulled(leased, apart), new=new, put=tuple(put), events=events)
+        return Decision(Pulled(leased, apart), new=new, put=tuple(put), events=events, served=served)
 
     def _leased(self, job: Job, place: int, view: View, zone: str | None) -> Job:
         lease_ms = view.scene.limits.lease_ms

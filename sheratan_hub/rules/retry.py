@@ -1,4 +1,7 @@
-"""The two budgets: failures retry with backoff, lost leases return with a small delay (design rules 4 and 5)."""
+"""The two budgets: failures retry with backoff, lost leases return with a small delay (design rules 4 and 5).
+
+Beyond both stands a cap on deliveries, `max_deliveries`: nothing is handed out for ever, by releases neither.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def after_failure(
         return "cancelled", end(job, "cancelled", now, "CANCELLED")
     if not retry or job.at_most_once:
         return "failed", end(job, "failed", now, "NOT_RETRYABLE")
-    if job.failures > job.max_retries:
+    if job.failures > job.max_retries or delivered_out(job, limits):
         return "failed", end(job, "failed", now, "RETRIES_EXHAUSTED")
     delay = backoff_ms(job, limits, jitter) if retry_after_ms is None else retry_after_ms
     return "retry", back_in_line(job, "retry", now, delay)
@@ -52,21 +55,50 @@ def after_loss(job: Job, now: int, limits: Limits) -> tuple[str, Job]:
         return "failed", end(job, "failed", now, "LOST", error=loss_error(job))
     if job.losses >= limits.max_losses:
         return "failed", end(job, "failed", now, "POISON", error=loss_error(job))
+    if delivered_out(job, limits):
+        return "failed", end(job, "failed", now, "RETRIES_EXHAUSTED", error=delivered_error(job))
     return "lost", back_in_line(job, "lost", now, limits.loss_delay_ms)
 
 
+def after_release(job: Job, now: int, limits: Limits) -> tuple[str, Job]:
+    """What a release makes of the job: (`"failed"`, `"released"` or `"cancelled"`, the job after it)."""
+    if job.cancel_at:
+        return "cancelled", end(job, "cancelled", now, "CANCELLED")
+    if delivered_out(job, limits):
+        return "failed", end(job, "failed", now, "RETRIES_EXHAUSTED", error=delivered_error(job))
+    return "released", job.after("released", lease_id=None, pending_since=now)
+
+
+def delivered_out(job: Job, limits: Limits) -> bool:
+    """Whether it has been handed out as often as any job may be; answers that never left the hub do not count."""
+    return job.attempt - job.uncounted >= limits.max_deliveries
+
+
 def end(job: Job, happened: str, now: int, reason: str | None = None, **changes: object) -> Job:
-    """The job finished now. The last lease stays on record, so that a late result is recognised."""
+    """The job finished now. The last lease stays on record, so that a late result is recognised.
+
+    Whoever depends on it is told by the sweep of cascades, on whose agenda its row stands then (rule 7).
+    """
+    if job.dependents:
+        changes["cascade"] = True
     return job.after(happened, finished_at=now, reason=reason, cancel_at=0, **changes)
 
 
 def back_in_line(job: Job, happened: str, now: int, delay_ms: int) -> Job:
     """The job pending again after `delay_ms`, at the end of its lane: a crash does not repeat at once."""
     at = now + delay_ms
-    return job.after(happened, not_before=at, order=at * ORDERS, pending_since=at, waiting=delay_ms > 0)
+    return job.after(
+        happened, not_before=at, order=at * ORDERS, pending_since=at, waiting=delay_ms > 0, delay_ms=delay_ms
+    )
 
 
 def loss_error(job: Job) -> Raw:
     """The error of a job that ended by lost leases, naming the nodes it was lost on."""
     text = f"its lease was lost {job.losses} times, on {len(job.lost_on)} nodes"
     return Raw(msgspec.json.encode({"type": "LeaseLost", "message": text, "nodes": job.lost_on}))
+
+
+def delivered_error(job: Job) -> Raw:
+    """The error of a job that was handed out too often."""
+    text = f"it was handed out {job.attempt - job.uncounted} times and always came back"
+    return Raw(msgspec.json.encode({"type": "TooManyDeliveries", "message": text}))

@@ -8,8 +8,10 @@ from typing import Literal
 import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
-from sheratan_hub.rules.command import Code, Decision, Event, Refused, Scene
-from sheratan_hub.rules.jobs import APART_BYTES, Job, job_event, job_of
+from sheratan_hub.rules.command import Code, Decision, Event, Quota, Refused, Scene
+from sheratan_hub.rules.edges import after_parents, deferred, link, told, unknown
+from sheratan_hub.rules.jobs import APART_BYTES, Job, OnFailure, job_event, job_of
+from sheratan_hub.rules.limits import RATES, admit
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
@@ -22,17 +24,20 @@ class KeyDoc(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submitted(msgspec.Struct, frozen=True, gc=False):
-    """The job that a submit made, or that its key already named (`dedup`)."""
+    """The job that a submit made, or that its key already named (`dedup`); what its source may still submit."""
 
     job: Job
     dedup: bool
+    quota: Quota | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, gc=False):
     """Make a job, or find the one that the idempotency key already names.
 
     `params` is a JSON text; `payload_sha256` is needed with a `key`. A delay or expiry counts from now, in ms.
-    `not_before` is ms since 1970. None for `max_retries` means the configured default.
+    `not_before` is ms since 1970. None for `max_retries` means the configured default. `depends_on` names jobs, each
+    once; `later`: they are linked after this, and were looked for before it (`unknown` is one that was not found).
+    `dependents`: others of the same batch will depend on it.
     """
 
     job_id: str
@@ -53,15 +58,24 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     expires_in_ms: int = 0
     at_most_once: bool = False
     traceparent: str | None = None
+    depends_on: tuple[str, ...] = ()
+    on_dependency_failure: OnFailure = "cancel"
+    later: bool = False
+    unknown: str | None = None
+    dependents: bool = False
 
     def wants(self, scene: Scene) -> Wants:
         """The depth, and the key's row."""
         if self.key is None:
-            return DEPTH
-        return Wants(keys={Key("key", key_id(self.key))}, counts={"job:pending"})
+            return DEPTH_AND_RATES if self.source else DEPTH
+        look = {RATES} if self.source else set()
+        return Wants(keys={Key("key", key_id(self.key))}, look=look, counts=set(DEPTH.counts))
 
     def decide(self, view: View) -> Decision:
-        """A new job, or the one known. Refused: `idempotency_key_collision`, `queue_full`."""
+        """A new job, or the one known.
+
+        Refused: `idempotency_key_collision`, `queue_full`, `rate_limited`, `unknown_dependency`.
+        """
         if self.key is None:
             return self._make(view)
         held = view.row("key", key_id(self.key))
@@ -80,6 +94,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 
     def _make(self, view: View, doc: KeyDoc | None = None, held: Row | None = None) -> Decision:
         refuse_when_full(view)
+        admitted = admit(view, self.source) if self.source else None
         job = self._job(view)
         new = [job.row]
         if job.params_apart:
@@ -89,9 +104,36 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             row = Row("key", key_id(self.key), _encode(doc))
             put = (row,) if held is not None else ()
             new += [row] if held is None else []
+        quota = None
+        if admitted is not None:
+            row, fresh, quota = admitted
+            new += [row] if fresh else []
+            put += () if fresh else (row,)
         actor = job.source or "client"
         event = job_event(job, "submitted", view.now, actor, kind=job.kind, mission_id=job.mission_id)
-        return Decision(Submitted(job, dedup=False), new=tuple(new), put=put, events=(event,))
+        made = Decision(Submitted(job, dedup=False, quota=quota), new=tuple(new), put=put, events=(event,))
+        return self._tied(view, job, made) if self.depends_on or self.dependents else made
+
+    def _tied(self, view: View, job: Job, made: Decision) -> Decision:
+        """The same with the edges to what it depends on (rule 7)."""
+        job = job.with_(
+            on_dependency_failure=self.on_dependency_failure,
+            parents_left=len(self.depends_on),
+            dependents=self.dependents,
+        )
+        new, put, events = made.new[1:], made.put, made.events
+        if self.later:
+            if self.unknown is not None:
+                raise unknown(self.unknown)
+            new += deferred(job, self.depends_on, view.now)
+        elif self.depends_on:
+            linked = link(view, job, self.depends_on)
+            job, happened = after_parents(job, linked.parents, view.now)
+            new, put = new + linked.new, put + linked.put
+            if happened is not None and happened != "unblocked":
+                events += (told(job, happened, view.now),)
+        answer = msgspec.structs.replace(made.answer, job=job)
+        return Decision(answer, new=(job.row, *new), put=put, events=events)
 
     def _job(self, view: View) -> Job:
         now, limits = view.now, view.scene.limits
@@ -121,6 +163,8 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
             start,
             waiting,
         )
+        if waiting and start == now + self.delay_ms:
+            job = job.with_(delay_ms=self.delay_ms)
         if self.key is None and self.traceparent is None:
             return job
         return job.with_(traceparent=self.traceparent, key=None if self.key is None else key_id(self.key))
@@ -129,7 +173,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
 def refuse_when_full(view: View) -> None:
     """Refused with `queue_full` when the jobs that nobody holds have reached the configured depth."""
     limit = view.scene.limits.max_depth
-    if view.count("job:pending") >= limit:
+    if view.count("job:pending") + view.count("job:quarantined") >= limit:
         raise Refused(
             Code.QUEUE_FULL,
             f"the queue holds {limit} waiting jobs, which is its limit; try again later",
@@ -152,6 +196,11 @@ def _known(view: View, held: Row | None) -> tuple[Job, KeyDoc] | None:
     return job, doc
 
 
+def named_job(held: Row) -> str:
+    """The id of the job that a key's row is bound to."""
+    return _decode(held.doc).job_id
+
+
 def key_id(key: str) -> str:
     """The row id of an idempotency key: a digest, so that any length fits and the key itself is not kept."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
@@ -162,8 +211,11 @@ def key_hint(key: str) -> str:
     return key[: min(8, len(key) // 2)]
 
 
-DEPTH = Wants(counts={"job:pending"})
+DEPTH = Wants(counts={"job:pending", "job:quarantined"})
 """What a submit without a key wants."""
+
+DEPTH_AND_RATES = Wants(look={RATES}, counts=set(DEPTH.counts))
+"""The same with a source, which may be limited."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(KeyDoc).decode

@@ -34,6 +34,8 @@ class View:
         self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        """Of lanes that are not loaded: for how many jobs they have been asked since the last load."""
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
 
@@ -44,6 +46,7 @@ class View:
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
         for ready, rows in loaded.ready.items():
+            self.asked.clear()
             if wants.ready[ready] > self._depth.get(ready.lane, 0):
                 self._ready[ready.lane] = rows
                 self._at[ready.lane] = 0
@@ -78,6 +81,10 @@ class View:
         if key not in self._rows:
             raise Need(Wants(look={key}))
         return self._rows[key]
+
+    def written(self, key: Key) -> Row | None:
+        """The row as this batch writes it, None if it does not."""
+        return self._written.get(key)
 
     def next_order(self) -> int:
         """The next place in line: first come, first served, also within one millisecond."""
@@ -147,6 +154,14 @@ class View:
         """The due rows loaded for `agenda`, as they are now; those changed by this batch are left out."""
         return [row for row in self._due.get(agenda, ()) if self._untouched(row)]
 
+    def all_due(self, agenda: str) -> list[Row] | None:
+        """The due rows of `agenda` as they were loaded, whatever became of them; None: they were not loaded."""
+        return self._due.get(agenda)
+
+    def changed(self, kind: str, id: str) -> bool:
+        """Whether this batch has written the row."""
+        return Key(kind, id) in self._written
+
     def apply(self, decision: Decision) -> None:
         """Make a decision part of what later commands of the batch see."""
         for row in decision.new:
@@ -157,6 +172,8 @@ class View:
         for key in decision.gone:
             self._write(key, None)
         self._events.extend(decision.events)
+        if decision.served is not None:
+            self.scene.lanes.serve(decision.served.offer, decision.served.lanes)
 
     def _write(self, key: Key, row: Row | None) -> None:
         before = self._rows.get(key)
@@ -164,8 +181,10 @@ class View:
         if before is not None:
             if before.lane is not None and before.lane not in self._ready:
                 self.left.add(before.lane)
-            for facet in facets(before):
+            for facet in facets(before) if row is not None else _of_gone(before):
                 self._deltas[facet] = self._deltas.get(facet, 0) - 1
+            if before.labels[2] in self.scene.lanes.benched and before.labels[0] == "running":
+                self.scene.lanes.unbench(before.labels[2] or "")  # a pull in this batch may have what it leaves free
         if row is not None:
             for facet in facets(row):
                 self._deltas[facet] = self._deltas.get(facet, 0) + 1
@@ -218,15 +237,49 @@ def _of_status(status: str | None) -> tuple[str]:
     return (f"job:{status}",)
 
 
+@lru_cache(4096)
+def _of_lease(source: str | None, node: str | None) -> tuple[str, ...]:
+    """Live leases, in all, by node, and by source where there is one (design rules 9 and 10)."""
+    return ("job:running", leases_on(node or ""), *((running_of(source),) if source else ()))
+
+
+@lru_cache(4096)
+def _in_mission(status: str | None, mission: str) -> str:
+    return f"m:{mission}:{status}"
+
+
+def leases_on(node_id: str) -> str:
+    """The facet of a node's live leases."""
+    return f"leases:{node_id}"
+
+
+def running_of(source: str) -> str:
+    """The facet of a source's live leases."""
+    return f"running:{source}"
+
+
+def _of_gone(row: Row) -> tuple[str, ...]:
+    """What a row that goes no longer counts for: a mission keeps the counts of jobs that were pruned (rule 15)."""
+    return facets(row) if row.kind != "job" else _of_job(row)
+
+
+def _of_job(row: Row) -> tuple[str, ...]:
+    status, _, source, _, node = row.labels
+    return _of_lease(source, node) if status == "running" else _of_status(status)
+
+
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status, nodes by state and attestation, idempotency keys in all."""
+    """What a row counts for: jobs by status and in their mission, leases by node and source, nodes by state and
+    attestation, keys and marks of what was read in all.
+    """
     if row is None:
         return ()
     if row.kind == "job":
-        return _of_status(row.labels[0])
+        mission = row.labels[3]
+        return _of_job(row) if mission is None else (*_of_job(row), _in_mission(row.labels[0], mission))
     if row.kind == "node":
         return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
-    return ("key",) if row.kind == "key" else ()
+    return (row.kind,) if row.kind in ("key", "read") else ()
 
 
 _encode = msgspec.json.Encoder().encode

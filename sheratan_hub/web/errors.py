@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.command import Code, Quota, Refused
 from sheratan_hub.web.answer import PROBLEM, Answer
 
 STATUS: dict[Code, int] = {
@@ -19,6 +19,7 @@ STATUS: dict[Code, int] = {
     Code.UNKNOWN_PATH: 404,
     Code.JOB_NOT_FOUND: 404,
     Code.NODE_NOT_FOUND: 404,
+    Code.RATE_LIMIT_NOT_FOUND: 404,
     Code.METHOD_NOT_ALLOWED: 405,
     Code.PORT_MISMATCH: 410,
     Code.IDEMPOTENCY_KEY_COLLISION: 409,
@@ -29,13 +30,18 @@ STATUS: dict[Code, int] = {
     Code.NOT_HOLDER: 409,
     Code.ALREADY_FINISHED: 409,
     Code.NODE_ALIVE: 409,
+    Code.NOT_FAILED: 409,
     Code.BODY_TOO_LARGE: 413,
     Code.UNSUPPORTED_MEDIA_TYPE: 415,
     Code.INVALID_FIELD: 422,
     Code.TOO_DEEP: 422,
     Code.BATCH_TOO_LARGE: 422,
     Code.RESULT_INTEGRITY_FAIL: 422,
+    Code.DEPENDENCY_CYCLE: 422,
+    Code.UNKNOWN_DEPENDENCY: 422,
+    Code.MISSION_NOT_FOUND: 404,
     Code.QUEUE_FULL: 429,
+    Code.RATE_LIMITED: 429,
     Code.BUSY: 503,
     Code.UNAVAILABLE: 503,
     Code.AUDIT_UNAVAILABLE: 503,
@@ -62,10 +68,21 @@ def problem(no: Refused, backpressure: int = 429, **more: Any) -> Answer:
         "ok": False,
         **more,
     }
-    headers = {}
+    headers = quota_headers(no.quota)
     if no.retry_after_ms or status in (429, 503):
         headers["Retry-After"] = str(max(1, -(-no.retry_after_ms // 1000)))
     return Answer(status, orjson.dumps(body), PROBLEM, headers)
+
+
+def quota_headers(quota: Quota | None) -> dict[str, str]:
+    """What a source may still submit, in the form of draft-ietf-httpapi-ratelimit-headers."""
+    if quota is None:
+        return {}
+    left = f'"source";r={quota.left}'
+    return {
+        "RateLimit-Policy": f'"source";q={quota.per_minute};w=60',
+        "RateLimit": left if quota.left else f"{left};t={max(1, -(-quota.next_in_ms // 1000))}",
+    }
 
 
 def entry(no: Refused, backpressure: int = 429) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 from sheratan_hub.canonical import NULL, Raw, payload_sha256
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.edges import PARENTS_MAX
+from sheratan_hub.rules.jobs import OnFailure
 from sheratan_hub.rules.submit import Submit
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -48,6 +50,9 @@ class JobForm(Form, frozen=True):
     delay_seconds: Seconds = 0
     expires_in_seconds: Annotated[float, Meta(ge=0.001, le=31_536_000)] | None = None
     delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
+    depends_on: Annotated[list[Name], Meta(max_length=PARENTS_MAX)] | None = None
+    on_dependency_failure: OnFailure = "cancel"
+    ref: Name | None = None
 
     def command(self, job_id: str, key: str | None = None, traceparent: str | None = None) -> Submit:
         """The command; `key` is the one of the header, if any. Refused with `invalid_field`."""
@@ -68,18 +73,18 @@ class JobForm(Form, frozen=True):
             self.max_retries,
             self.retry_backoff,
             tuple(sorted(set(self.required_capabilities))) if self.required_capabilities else (),
-            _moment_ms(self.not_before) if self.not_before else 0,
+            moment_ms("not_before", self.not_before) if self.not_before else 0,
             round(self.delay_seconds * 1000),
             round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
             traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
+            tuple(self.depends_on) if self.depends_on else (),
+            self.on_dependency_failure,
         )
 
 
 class FleetJobForm(JobForm, frozen=True, forbid_unknown_fields=False):
-    """The same on the fleet's route: unknown fields are ignored, but none that would make the job run too early."""
-
-    depends_on: Annotated[list[Any], Meta(max_length=0)] | None = None
+    """The same on the fleet's route: unknown fields are ignored."""
 
 
 class BatchForm(Form, frozen=True):
@@ -87,6 +92,15 @@ class BatchForm(Form, frozen=True):
 
     jobs: list[Raw]
     atomic: bool = False
+
+
+class MissionForm(Form, frozen=True):
+    """A mission to begin: jobs that belong together."""
+
+    title: Annotated[str, Meta(min_length=1, max_length=500)]
+    jobs: tuple[Raw, ...] = ()
+    metadata: dict[str, Any] | None = None
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
 
 
 class PullForm(Form, frozen=True):
@@ -204,14 +218,15 @@ class BeatForm(Form, frozen=True, forbid_unknown_fields=False):
     attestation: AttestationForm | None = None
 
 
-def _moment_ms(text: str) -> int:
+def moment_ms(name: str, text: str) -> int:
+    """An RFC 3339 time in ms since 1970. Refused with `invalid_field`, naming the field."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise Refused(Code.INVALID_FIELD, "not_before is not an RFC 3339 time - at `$.not_before`") from error
+        raise Refused(Code.INVALID_FIELD, f"{name} is not an RFC 3339 time - at `$.{name}`") from error
     if moment.tzinfo is None:
-        raise Refused(Code.INVALID_FIELD, "not_before names no zone; end it with Z - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{name} names no zone; end it with Z - at `$.{name}`")
     at = int(moment.timestamp() * 1000)
     if at > LAST_MOMENT_MS:
-        raise Refused(Code.INVALID_FIELD, "not_before is too far away - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{name} is too far away - at `$.{name}`")
     return at

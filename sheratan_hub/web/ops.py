@@ -59,7 +59,8 @@ async def metrics(call: Call) -> web.StreamResponse:
     if _wants_json(call):
         values: dict[str, Any] = told.control_json(counts) if call.plane == "control" else told.data_json(counts)
         return reply(values)
-    told.set_gauges(counts, len(call.hub.waiting), call.hub.committer.waiting)
+    told.set_gauges(counts, len(call.hub.waiting), call.hub.committer.waiting, call.hub.keeping.over)
+    told.set_waits(call.hub.committer.lanes, call.services.clock.now())
     return await make_aiohttp_handler(told.registry, disable_compression=True)(call.request)  # type: ignore[arg-type]
 
 

@@ -31,8 +31,9 @@ from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
 
-Right = Literal["public", "token", "local", "metrics"]
-"""What a route asks of its caller: nothing, the token, loopback on the data plane, or as /metrics is configured."""
+Right = Literal["public", "token", "local", "metrics", "admin"]
+"""What a route asks of its caller: nothing, the token, loopback on the data plane, as /metrics is configured, or the
+token and loopback, with each use audited."""
 
 
 LARGE_BYTES = 65_536
@@ -83,6 +84,8 @@ class Call(msgspec.Struct, eq=False):
     params: Mapping[str, str]
     origin: Origin
     form: Any = None
+    done: dict[str, Any] | None = None
+    """What an admin route has done, for the audit log: numbers and names, never a payload."""
 
     @property
     def hub(self) -> Hub:
@@ -161,6 +164,7 @@ class Plane:
         """Answer one request."""
         call = Call(request, self.name, self._services, {}, Origin(self.name, request.remote))
         template = "unmatched"
+        route: Route | None = None
         try:
             route = self._admit(call)
             template = route.path
@@ -169,10 +173,16 @@ class Plane:
             response = await route.handler(call)
         except Refused as no:
             response = self._refused(call, no)
+            if route is not None and route.right == "admin":
+                call.done = {**(call.done or {}), "refused": no.code}
         except (asyncio.CancelledError, ConnectionError):
+            if route is not None and route.right == "admin":
+                self._administered(call, route)
             raise
         except Exception:
             response = self._bug(request, template)
+        if route is not None and route.right == "admin":
+            self._administered(call, route)
         self._services.metrics.answered(self.name, template, response.status)
         return response
 
@@ -195,7 +205,10 @@ class Plane:
         if values:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
             call.params = dict(zip(names, values, strict=True))
-        self._authorize(route, request)
+        if route.right == "admin":
+            self._authorize_admin(route, call)
+        else:
+            self._authorize(route, request)
         return route
 
     def _lost(self, path: str, *, theirs: bool) -> Refused:
@@ -212,6 +225,18 @@ class Plane:
         if route.right == "token" or (route.right == "metrics" and self._services.settings.metrics.require_token):
             self._services.tokens.check(request.headers)
             self._services.metrics.minute.add("auth.active")
+
+    def _authorize_admin(self, route: Route, call: Call) -> None:
+        """The token first, then loopback; whoever has the one without the other is on record."""
+        self._services.tokens.check(call.request.headers)
+        if not is_loopback(call.request.remote):
+            call.done = {"refused": Code.LOOPBACK_ONLY}
+            self._administered(call, route)
+            raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
+
+    def _administered(self, call: Call, route: Route) -> None:
+        meta = {"route": f"{route.method} {route.path}", **(call.done or {})}
+        call.hub.report(Event(self._services.clock.now(), "admin.action", "operator", meta=meta), call.origin)
 
     async def _read(self, request: BaseRequest, route: Route) -> Any:
         limits = self._services.settings.limits

@@ -64,14 +64,16 @@ async def deliver(call: Call, done: Pulled, **also: Any) -> web.StreamResponse:
     response = reply(pulled(done, defer_ms(call, done.reason), call.services.clock.now(), **also))
     if not done.jobs:
         return response
+    begun = False
     try:
         transport = call.request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
+        begun = True
         await response.prepare(call.request)
         await response.write_eof()
     except (ConnectionError, asyncio.CancelledError):
-        call.hub.give_back(done)
+        call.hub.give_back(done, begun=begun)
         raise
     return response
 
@@ -83,6 +85,6 @@ def wait_ms(form: PullForm) -> int:
 
 def defer_ms(call: Call, reason: str | None) -> int:
     """How long a node without work does well to wait, jittered by a quarter so that a fleet does not march."""
-    known = {"no_job": 1000, "inflight_limit": 500, "draining": 2000}
-    base = known.get(reason or "no_job", 5000)
+    known = {"no_job": 1000, "node_full": 1000, "throttled": 1000, "draining": 2000}
+    base = call.hub.frees_in_ms() if reason == "inflight_limit" else known.get(reason or "no_job", 5000)
     return int(base * (0.75 + call.services.clock.jitter() / 2))

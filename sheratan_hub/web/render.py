@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,15 +13,17 @@ from sheratan_hub.rules.attestation import Attested, Claim
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.nodes import Node, State
 from sheratan_hub.rules.pull import Pulled
+from sheratan_hub.rules.redrive import Redriven
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.history import AttemptAnswer, History, LateAnswer
 
 _encode = msgspec.json.Encoder().encode
 
 
-def reply(body: Any, status: int = 200) -> Answer:
+def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """A successful answer; `body` is a struct or a dict that carries `ok: true`."""
-    return Answer(status, _encode(body))
+    return Answer(status, _encode(body), headers=headers)
 
 
 class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,6 +63,12 @@ class JobAnswer(msgspec.Struct, frozen=True):
     started_at: str | None
     finished_at: str | None
     not_before: str | None
+    lost_on: tuple[str, ...]
+    redrives: int
+    root_cause: str | None
+    depends_on_left: int
+    attempts: list[AttemptAnswer] | msgspec.UnsetType = msgspec.UNSET
+    late: list[LateAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LeaseAnswer(msgspec.Struct, frozen=True):
@@ -79,14 +87,17 @@ class LeaseAnswer(msgspec.Struct, frozen=True):
     mission_id: str | None
     task_id: str | None
     traceparent: str | None
+    delivery: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnswer:
     """`request_id` is this request's own; a result above `cached_bytes` is left out and said to be."""
     job = done.job
+    if not done.dedup:
+        return SubmitAnswer(True, request_id, job.id, False, "accepted")
     if not job.finished:
-        status = "in_progress" if done.dedup else "accepted"
-        return SubmitAnswer(True, request_id, job.id, done.dedup, status)
+        status = "quarantined" if job.status == "quarantined" else "in_progress"
+        return SubmitAnswer(True, request_id, job.id, True, status)
     value = job.result if job.status == "completed" else job.error
     if len(bytes(value)) > cached_bytes:
         return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, result_truncated=True)
@@ -95,12 +106,26 @@ def submitted(done: Submitted, request_id: str, cached_bytes: int) -> SubmitAnsw
     return SubmitAnswer(True, request_id, job.id, done.dedup, job.status, error=value)
 
 
-def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnswer:
-    """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`."""
+def status_of(job: Job, throttled: Collection[str]) -> str:
+    """A job's state as clients see it: `throttled` while it could be leased but for its source (design rule 10)."""
+    if job.status == "pending" and job.source in throttled and not job.waiting:
+        return "throttled"
+    return job.status
+
+
+def job_answer(
+    job: Job,
+    params: Mapping[str, bytes],
+    *,
+    alone: bool = False,
+    throttled: Collection[str] = (),
+    history: History | None = None,
+) -> JobAnswer:
+    """The job as clients see it; `alone`: it is the whole answer, so it carries `ok`. With its `history` if given."""
     return JobAnswer(
         True if alone else msgspec.UNSET,
         job.id,
-        job.status,
+        status_of(job, throttled),
         job.kind,
         Raw(params.get(job.id, b"null")) if job.params_apart else job.params,
         job.priority,
@@ -119,7 +144,20 @@ def job_answer(job: Job, params: Mapping[str, bytes], *, alone: bool) -> JobAnsw
         rfc3339(job.started_at) if job.started_at else None,
         rfc3339(job.finished_at) if job.finished_at else None,
         rfc3339(job.not_before) if job.not_before else None,
+        job.lost_on,
+        job.redrives,
+        job.root_cause,
+        job.parents_left,
+        history.attempts if history else msgspec.UNSET,
+        history.late if history else msgspec.UNSET,
     )
+
+
+def redriven_answer(done: Redriven) -> dict[str, Any]:
+    """What a redrive is told; `redriven` is false when the job was unfinished already."""
+    at = rfc3339(done.not_before) if done.not_before else None
+    told = {"ok": True, "job_id": done.job_id, "status": done.status, "redriven": done.changed}
+    return {**told, "redrives": done.redrives, "not_before": at}
 
 
 def pulled(done: Pulled, defer_ms: int, now: int, **also: Any) -> dict[str, Any]:
@@ -148,6 +186,7 @@ def _lease(job: Job, params: Mapping[str, bytes], now: int) -> LeaseAnswer:
         job.mission_id,
         job.task_id,
         job.traceparent,
+        "at_most_once" if job.at_most_once else msgspec.UNSET,
     )
 
 

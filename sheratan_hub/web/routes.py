@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import auditing, control, data, ops, pulls, results
+from sheratan_hub.web import admin, auditing, control, data, ledger, missions, ops, pulls, results, standing
+from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
     EmptyForm,
@@ -11,12 +12,14 @@ from sheratan_hub.web.forms import (
     FleetPullForm,
     FleetResultForm,
     JobForm,
+    MissionForm,
     PullForm,
     ReleaseForm,
     ResultForm,
     ResultsForm,
 )
 from sheratan_hub.web.plane import Route
+from sheratan_hub.web.standing_forms import PauseForm, RateForm, ResumeForm
 
 ROUTES = (
     # both planes
@@ -50,4 +53,21 @@ ROUTES = (
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
     Route("POST", "/api/jobs/{id}/cancel", "data", data.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/jobs/{id}/redrive", "data", data.redrive, form=RedriveForm, body_optional=True),
+    Route("GET", "/api/ledger", "data", ledger.ledger),
+    Route("GET", "/admin/dlq", "data", admin.dlq, "admin"),
+    Route("POST", "/admin/dlq/redrive", "data", admin.redrive, "admin", form=RedriveManyForm),
+    Route("GET", "/admin/queue", "data", admin.queue, "admin"),
+    Route("POST", "/admin/purge", "data", admin.purge, "admin", form=PurgeForm),
+    Route("POST", "/admin/cancel", "data", admin.cancel, "admin", form=CancelManyForm),
+    Route("POST", "/api/missions", "data", missions.submit, form=MissionForm, reader=missions.read_mission, batch=True),
+    Route("GET", "/api/missions", "data", missions.missions),
+    Route("GET", "/api/missions/{id}", "data", missions.mission),
+    Route("POST", "/api/missions/{id}/cancel", "data", missions.cancel, form=EmptyForm, body_optional=True),
+    Route("POST", "/api/missions/{id}/redrive", "data", missions.redrive, form=EmptyForm, body_optional=True),
+    Route("POST", "/admin/pause", "data", standing.pause, "admin", form=PauseForm, body_optional=True),
+    Route("POST", "/admin/resume", "data", standing.resume, "admin", form=ResumeForm, body_optional=True),
+    Route("GET", "/admin/rate-limits/{source}", "data", standing.rate_limit, "admin"),
+    Route("PUT", "/admin/rate-limits/{source}", "data", standing.set_rate_limit, "admin", form=RateForm),
+    Route("DELETE", "/admin/rate-limits/{source}", "data", standing.drop_rate_limit, "admin"),
 )

@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from sheratan_hub import config
+from sheratan_hub.app import limits_of
 from sheratan_hub.config import BadConfig, Secrets, Settings, explain, is_loopback, later, load, store_url
+from sheratan_hub.rules.command import Rate
 
 ROOT = Path(__file__).parents[2]
 
@@ -308,3 +310,24 @@ def test_no_secret_is_shown_anywhere():
     assert "postgresql://hub:***@db.example/hub" in shown
     assert "canary" not in refusal({**environ, "SHERATAN_DATA_PORT": "x"})
     assert "canary" not in refusal({**environ, "SHERATAN_STORE_URL": "canary-password"})
+
+
+# Rate limits of sources
+
+
+def settings_of(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "hub.toml"
+    file.write_text(text)
+    return config.load(str(file), {})[0]
+
+
+def test_a_source_that_is_listed_without_numbers_has_the_defaults(tmp_path: Path) -> None:
+    text = '[rate_limits]\nplain = {}\n"with.dots" = { per_minute = 0, concurrent = 7 }\n'
+    limits = limits_of(settings_of(tmp_path, text))
+    assert limits.rates == {"plain": Rate(10, 5), "with.dots": Rate(0, 7)}
+
+
+@pytest.mark.parametrize("value", ["5", "{ per_hour = 1 }", "{ concurrent = -1 }", '{ per_minute = "9" }'])
+def test_a_bad_rate_limit_is_named(tmp_path: Path, value: str) -> None:
+    with pytest.raises(BadConfig, match=r"rate_limits\.some"):
+        settings_of(tmp_path, f"[rate_limits]\nsome = {value}\n")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheratan_hub.rules.command import Command, Event, Limits, Need, Scene
+from sheratan_hub.rules.command import Command, Event, Limits, Need, Refused, Scene
+from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job, job_of
 from sheratan_hub.rules.lanes import Lanes
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
+from sheratan_hub.rules.sweep import SweepJobs
 from sheratan_hub.rules.view import View
-from sheratan_hub.storage import Key, Loaded, Row, Wants
+from sheratan_hub.storage import Key, Loaded, Row, Wants, merge
 
 LEASE_MS = 10_000
 
@@ -25,14 +27,13 @@ class Stage:
         self.events: list[Event] = []
         self.now = 1_000_000
         self.started_at = 0
+        self.lanes = Lanes(age_ms=self.limits.age_ms)
         self._n = 0
+        self._known: set[str] = set()
 
     def do(self, command: Command) -> Any:
-        lanes = Lanes()
-        for row in self.rows.values():
-            if row.lane is not None:
-                lanes.joined_by(row.lane, row.order)
-        scene = Scene(self.now, self.limits, lanes, self.started_at)
+        self._learn_lanes()
+        scene = Scene(self.now, self.limits, self.lanes, self.started_at)
         view = View(scene)
         view.add(*self._load(command.wants(scene)))
         while True:
@@ -50,7 +51,19 @@ class Stage:
         for facet, n in changes.counts.items():
             self.counts[facet] = self.counts.get(facet, 0) + n
         self.events += decision.events
+        if isinstance(decision.answer, Refused):
+            raise decision.answer
         return decision.answer
+
+    def _learn_lanes(self) -> None:
+        """What the committer does after each batch; the same directory stays, as it knows whose turn it is."""
+        heads: dict[str, int] = {}
+        for row in self.rows.values():
+            if row.lane is not None:
+                heads[row.lane] = min(row.order, heads.get(row.lane, row.order))
+        for lane in {*heads, *self._known}:
+            self.lanes.set(lane, heads.get(lane))
+        self._known = set(heads)
 
     def _load(self, wants: Wants) -> tuple[Wants, Loaded]:
         found = Loaded(
@@ -65,6 +78,31 @@ class Stage:
             found.due[due] = sorted(rows, key=lambda row: (row.due_at, row.id))[:limit]
         return wants, found
 
+    def together(self, commands: list[Command]) -> int:
+        """Decide them as one batch, as the engine does; how often more had to be loaded."""
+        self._learn_lanes()
+        scene = Scene(self.now, self.limits, self.lanes, self.started_at)
+        view = View(scene)
+        view.add(*self._load(merge(command.wants(scene) for command in commands)))
+        for times in range(256):
+            needs, left = [], []
+            for command in commands:
+                try:
+                    view.apply(command.decide(view))
+                except Need as need:
+                    needs.append(need.wants)
+                    left.append(command)
+            if not left:
+                self.rows |= {row.key: row for row in (*view.changes().new, *view.changes().put)}
+                return times
+            commands = left
+            view.add(*self._load(merge(needs)))
+        raise AssertionError("they ask for more and more")
+
+    def ids(self) -> list[str]:
+        """Every job's id."""
+        return [key.id for key in self.rows if key.kind == "job"]
+
     def submit(self, kind: str = "work", **fields: Any) -> str:
         self._n += 1
         job: Job = self.do(Submit(f"job-{self._n:04d}", kind, **fields)).job
@@ -75,9 +113,26 @@ class Stage:
         fields = {"capabilities": frozenset(), **fields}
         return list(self.do(Pull(node_id, f"secret{self._n:04d}-", limit, **fields)).jobs)
 
+    def reason(self, node_id: str = "n1", **fields: Any) -> str | None:
+        """Why a pull gets nothing."""
+        self._n += 1
+        fields = {"capabilities": frozenset(), **fields}
+        pulled = self.do(Pull(node_id, f"secret{self._n:04d}-", **fields))
+        assert not pulled.jobs
+        reason: str | None = pulled.reason
+        return reason
+
     def lease(self, node_id: str = "n1", **fields: Any) -> Job:
         (job,) = self.pull(node_id, **fields)
         return job
+
+    def finish(self, job: Job) -> None:
+        """The job is done."""
+        self.do(Finish(job.id, True, job.lease_id))
+
+    def sweep(self, agenda: str) -> None:
+        """Act on the jobs of one agenda that are due."""
+        self.do(SweepJobs(agenda))
 
     def job(self, job_id: str) -> Job:
         return job_of(self.rows[Key("job", job_id)])

@@ -38,6 +38,14 @@ def test_the_canonical_form_is_what_pythons_json_writes(value: Any, ascii: bool,
     assert canonical(sent) == expected
 
 
+@given(values)
+def test_what_is_canonical_says_the_same_and_is_its_own_canonical_form(value: Any) -> None:
+    text = canonical(json.dumps(value).encode())
+    assert repr(json.loads(text)) == repr(json.loads(json.dumps(value, sort_keys=True)))
+    assert canonical(text) == text
+    assert canonical(json.dumps(json.loads(text), indent=3).encode()) == text
+
+
 def test_the_integrity_text_has_exactly_four_keys() -> None:
     text = '{"error":null,"job_id":"j","ok":true,"result":{"a":1.0,"z":-0.0}}'
     assert result_sha256("j", True, b'{"z": -0.0, "a": 1.0}', b"null") == hashlib.sha256(text.encode()).hexdigest()
@@ -76,6 +84,19 @@ SIG = result_sig("key", "j", True, b"1", b"null")
         (Proof("hmac", SHA, "00"), Demand("hmac", key="key"), "sig_mismatch"),
         (Proof("hmac", SHA), Demand("hmac", key="key"), "sig_mismatch"),
         (Proof("hmac", SHA, SIG), Demand("hmac", key="other"), "sig_mismatch"),
+        # stronger than configured: checked as far as the hub can
+        (Proof("hmac", SHA, SIG), Demand("sha256", key="key"), "True"),
+        (Proof("hmac", SHA, "00"), Demand("sha256", key="key"), "sig_mismatch"),
+        (Proof("hmac", SHA, SIG), Demand("sha256"), "True"),
+        (Proof("hmac", "0" * 64, SIG), Demand("sha256"), "sha_mismatch"),
+        (Proof("hmac", None, SIG), Demand("sha256"), "False"),
+        (Proof("hmac", None, SIG), Demand("none"), "False"),
+        (Proof("hmac", None, SIG), Demand("sha256", required=True), "missing_integrity"),
+        (Proof("hmac"), Demand("sha256"), "missing_integrity"),
+        # a proof that is empty or no hex at all
+        (Proof("sha256", ""), Demand(), "sha_mismatch"),
+        (Proof("sha256", "é" * 64), Demand(), "sha_mismatch"),
+        (Proof("hmac", SHA, "é"), Demand("hmac", key="key"), "sig_mismatch"),
     ],
 )
 def test_the_hub_decides_which_proof_is_enough(proof: Proof | None, demand: Demand, outcome: str) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 
-from sheratan_hub.rules.lanes import Lanes, Offer, lane_name, read_lane, suits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
+from sheratan_hub.rules.pull import Pull
 from tests.rules.stage import Stage
 
 ANY = Offer(frozenset(), frozenset())
@@ -19,7 +23,7 @@ def test_a_lane_says_what_it_is_called() -> None:
     assert read_lane(name) == (1, 'a"b', "ü", ("gpu", "x"))
 
 
-def test_capability_comes_first_then_level_then_the_oldest_head() -> None:
+def test_capability_comes_first_then_level_then_among_equals_the_oldest_head() -> None:
     lanes = Lanes()
     needing = lane_name(0, "k", "", ("gpu",))
     low, old, young = lane_name(3, "k", "", ()), lane_name(2, "k", "a", ()), lane_name(2, "k", "b", ())
@@ -77,3 +81,177 @@ def test_one_pull_takes_from_many_lanes_in_priority_order() -> None:
     for level in range(4):
         ids = [job.id for job in jobs if job.priority == level]
         assert ids == sorted(ids)
+
+
+# Ageing
+
+
+def test_a_waiting_job_rises_a_level_a_minute_but_never_into_critical() -> None:
+    levels = [[level_at(level, 0, minutes * 60_000, 60_000) for minutes in range(4)] for level in range(4)]
+    assert levels == [[0, 0, 0, 0], [1, 1, 1, 1], [2, 1, 1, 1], [3, 2, 1, 1]]
+
+
+def test_a_low_job_that_has_waited_two_minutes_goes_before_new_high_ones_but_after_critical_ones() -> None:
+    stage = Stage()
+    low = stage.submit(priority=3)
+    stage.now += 119_999
+    high = [stage.submit(priority=1) for _ in range(2)]
+    assert stage.lease().id == high[0]
+    stage.now += 1
+    critical = stage.submit(priority=0)
+    assert [stage.lease().id for _ in range(3)] == [critical, low, high[1]]
+
+
+def test_ageing_may_be_switched_off() -> None:
+    stage = Stage(age_ms=0)
+    stage.submit(priority=3)
+    stage.now += 10_000_000
+    normal = stage.submit(priority=2)
+    assert stage.lease().id == normal
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300), st.sampled_from("ab")), max_size=30),
+    st.lists(st.integers(0, 90), max_size=8),
+)
+def test_however_time_goes_on_lanes_stand_where_a_plain_sort_by_their_age_puts_them(
+    jobs: list[tuple[int, int, str]], steps: list[int]
+) -> None:
+    lanes, now = Lanes(age_ms=60_000), 300_000
+    heads = {lane_name(level, kind, f"s{n}", ()): second for n, (level, second, kind) in enumerate(jobs)}
+    for name, second in heads.items():
+        lanes.set(name, second * 1_000 * PLACES)
+    for seconds in steps:
+        now += seconds * 1000
+        wanted = sorted(
+            heads,
+            key=lambda name: (level_at(read_lane(name).level, heads[name] * 1000, now, 60_000), heads[name], name),
+        )
+        assert lanes.choose(ANY, 99, now=now) == wanted
+
+
+def test_how_late_the_oldest_are_is_told_by_level_without_a_look_at_the_others() -> None:
+    lanes = Lanes({lane_name(level, "k", str(n), ()): n * 1000 * PLACES for level in (1, 2) for n in range(10)})
+    assert (lanes.oldest(1), lanes.oldest(0), lanes.late(1, 5000), lanes.late(2, 0)) == (0, None, 5, 0)
+
+
+# Turns
+
+
+def test_a_single_job_waits_for_one_job_of_a_source_with_thousands() -> None:
+    stage = Stage(max_depth=100_000, max_inflight=100_000)
+    for _ in range(1000):
+        stage.submit(source="big")
+    stage.pull(limit=7)
+    mine = stage.submit(source="small", kind="other")
+    waited = [stage.lease().id for _ in range(3)].index(mine)
+    assert waited <= 1
+
+
+def test_sources_take_turns_also_within_one_pull_and_each_in_its_own_order() -> None:
+    stage = Stage(max_inflight=100)
+    ids = {source: [stage.submit(kind, source=source) for kind in "klkl"] for source in "abc"}
+    pulled = stage.pull(limit=9)
+    assert [job.source for job in pulled] == list("abc" * 3)
+    assert all([job.id for job in pulled if job.source == source] == ids[source][:3] for source in "abc")
+
+
+def test_who_comes_back_after_a_while_has_no_credit() -> None:
+    stage = Stage(max_inflight=1000)
+    stage.submit(source="idle")
+    stage.lease()
+    for _ in range(50):
+        stage.submit(source="busy")
+    for _ in range(20):
+        stage.lease()
+    for _ in range(5):
+        stage.submit(source="idle")
+    served = [stage.lease().source for _ in range(8)]
+    assert max(served[:n].count("idle") - served[:n].count("busy") for n in range(9)) <= 1
+
+
+def test_new_sources_that_keep_coming_do_not_starve_one_that_waits() -> None:
+    stage = Stage(max_inflight=1000)
+    old = [stage.submit(source="old") for _ in range(3)]
+    served = []
+    for n in range(8):
+        stage.submit(source=f"new{n}")
+        stage.submit(source=f"newer{n}")
+        served += [job.id for job in stage.pull(limit=2)]
+    assert set(old) <= set(served)
+
+
+def test_a_turn_in_one_pool_costs_nothing_in_another() -> None:
+    stage = Stage(max_inflight=1000)
+    for _ in range(20):
+        stage.submit("gpu", source="a")
+    for source in "ba":
+        for _ in range(5):
+            stage.submit("cpu", source=source)
+    for _ in range(10):
+        stage.lease(kinds=frozenset({"gpu"}))
+    assert sorted(stage.lease(kinds=frozenset({"cpu"})).source for _ in range(2)) == ["a", "b"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("kl"), st.integers(1, 3)), max_size=25), st.data())
+@settings(max_examples=60)
+def test_a_sources_jobs_are_leased_in_their_order_whatever_is_pulled(
+    jobs: list[tuple[str, str, int]], data: st.DataObject
+) -> None:
+    stage = Stage(max_inflight=1000, age_ms=0)
+    leased: list[tuple[str, int, str]] = []
+    for source, kind, level in jobs:
+        stage.submit(kind, source=source, priority=level)
+        stage.now += 1
+        if data.draw(st.booleans()):
+            leased += [(job.source, job.priority, job.id) for job in stage.pull(limit=data.draw(st.integers(1, 4)))]
+    leased += [(job.source, job.priority, job.id) for job in stage.pull(limit=100)]
+    assert len(leased) == len(jobs)
+    for source in "abc":
+        for level in (1, 2, 3):
+            own = [id for whose, at, id in leased if (whose, at) == (source, level)]
+            assert own == sorted(own)
+
+
+def test_sources_that_are_left_out_are_not_looked_at_and_come_back() -> None:
+    lanes = Lanes({lane_name(2, "k", source, ()): 1 for source in "ab"})
+    lanes.bench("a")
+    lanes.set(lane_name(2, "l", "a", ()), 0)
+    assert [read_lane(name).source for name in lanes.choose(ANY, 9)] == ["b"]
+    assert lanes.has_benched(offer(kinds=("l",)))
+    lanes.unbench("a")
+    assert [read_lane(name).source for name in lanes.choose(ANY, 9)] == ["a", "a", "b"]
+    assert not lanes.has_benched(ANY)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["set", "empty", "bench", "unbench", "serve"]), st.integers(0, 11)), max_size=60)
+)
+def test_whatever_happens_the_directory_names_every_lane_once_but_those_left_out(steps: list[tuple[str, int]]) -> None:
+    names = [lane_name(1 + n % 3, "kl"[n % 2], "abcd"[n % 4], ()) for n in range(12)]
+    lanes, there, out = Lanes(), set[str](), set[str]()
+    for at, (what, n) in enumerate(steps):
+        name, source = names[n], read_lane(names[n]).source
+        if what == "set":
+            lanes.set(name, at)
+            there.add(name)
+        elif what == "empty":
+            lanes.set(name, None)
+            there.discard(name)
+        elif what == "serve":
+            lanes.serve(ANY, [name])
+        else:
+            (lanes.bench if what == "bench" else lanes.unbench)(source)
+            (out.add if what == "bench" else out.discard)(source)
+        chosen = lanes.choose(ANY, 99, now=at * 1000)
+        assert sorted(chosen) == sorted(one for one in there if read_lane(one).source not in out)
+        assert lanes.has_benched(ANY) == any(read_lane(one).source in out for one in there)
+
+
+def test_pulls_of_one_batch_that_find_many_short_lanes_do_not_ask_for_one_after_the_other() -> None:
+    stage = Stage(max_depth=10_000, max_inflight=10_000)
+    for n in range(300):
+        stage.submit(source=f"s{n}")
+    asked = stage.together([Pull("n", f"x{n}-", capabilities=frozenset()) for n in range(300)])
+    assert asked <= 4
+    assert len({job.lease_id for job in map(stage.job, stage.ids()) if job.status == "running"}) == 300

@@ -6,6 +6,7 @@ import json
 import socket
 import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +212,30 @@ async def test_with_a_key_results_are_signed(fake: Fake, hasty: HastyClock) -> N
     assert sealed["mode"] == "hmac"
     assert sealed["sig"] == result_sig("secret", "j1", True, '{"a":"ü","b":1.0}'.encode(), b"null")
     assert "secret" not in json.dumps(fake.bodies)
+
+
+async def test_the_client_seals_results_as_the_vectors_say(fake: Fake, hasty: HastyClock) -> None:
+    vectors = json.loads((Path(__file__).parents[1] / "vectors" / "integrity.json").read_text())
+    answers = [{"ok": True, "job_id": one["job_id"], "status": "completed"} for one in vectors["results"]]
+    fake.script = [says({"ok": True, "results": answers})]
+    url = str(fake.server.make_url("/"))
+    reports = [
+        Report(
+            job_id=one["job_id"],
+            lease_id=str(n),
+            node_id="n",
+            ok=one["ok"],
+            result=Raw(one["result"].encode()),
+            error=Raw(one["error"].encode()),
+        )
+        for n, one in enumerate(vectors["results"])
+    ]
+    async with HubClient(url, url, TOKEN, clock=hasty, hmac_key=vectors["key"]) as hub:
+        await hub.results(reports)
+    sealed = [one["integrity"] for one in fake.bodies[0]["results"]]
+    assert [(one["mode"], one["sha256"], one["sig"]) for one in sealed] == [
+        ("hmac", one["sha256"], one["sig"]) for one in vectors["results"]
+    ]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 2**64, -(2**63) - 1, "\ud800", {"a": [10**30]}, {1, 2}])

@@ -21,13 +21,15 @@ from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules import jobs, pull
+from sheratan_hub.rules import evidence, jobs, missions, pull
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
+from sheratan_hub.rules.edges import AT_ONCE, PARENTS_MAX
 from sheratan_hub.rules.finish import Finished
+from sheratan_hub.rules.graph import EDGES_MAX
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web import forms, render, results
+from sheratan_hub.web import admin_forms, forms, history, render, results, standing_forms
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -40,17 +42,27 @@ README = (ROOT / "README.md").read_text()
 FORMS: dict[str, type[msgspec.Struct]] = {
     "A job to submit": forms.JobForm,
     "Several jobs": forms.BatchForm,
+    "A mission to submit": forms.MissionForm,
     "A pull": forms.PullForm,
     "A result": forms.ResultForm,
     "Several results": forms.ResultsForm,
     "An extension": forms.ExtendForm,
     "A release": forms.ReleaseForm,
     "Heartbeat": forms.BeatForm,
+    "A redrive": admin_forms.RedriveForm,
+    "A redrive of many": admin_forms.RedriveManyForm,
+    "A purge": admin_forms.PurgeForm,
+    "A cancel of many": admin_forms.CancelManyForm,
+    "A pause": standing_forms.PauseForm,
+    "A resume": standing_forms.ResumeForm,
+    "A rate limit": standing_forms.RateForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
     "A job": render.JobAnswer,
     "A lease": render.LeaseAnswer,
+    "An attempt": history.AttemptAnswer,
+    "A late result": history.LateAnswer,
 }
 
 
@@ -122,7 +134,7 @@ def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
     guards = {f"{theirs}_path_on_{mine}_port" for theirs, mine in (("data", "control"), ("control", "data"))}
     audited = set(reasons_in_code()) - {"not_holder"}  # which is no audit event
     assert '_path_on_{self.name}_port"' in (ROOT / "sheratan_hub/web/plane.py").read_text()
-    told_once(column("Of audit lines"), audited | guards)
+    told_once(column("Of audit lines"), audited | guards | set(evidence.VERDICTS.values()))
     assert {row[1] for row in table("Of audit lines")} <= audit_events()
 
 
@@ -197,6 +209,21 @@ def test_the_reference_lists_every_field_of_a_node():
     told_once(column("A node"), answer)
     said = next(row[1] for row in table("A node") if row[0] == "`attestation`")
     assert all(f"`{name}`" in said for name in answer["attestation"])
+
+
+async def test_the_reference_lists_every_field_of_a_mission(make_site: MakeSite):
+    site = await make_site()
+    _, made = await site.data("POST", "/api/missions", {"title": "t"})
+    _, told = await site.data("GET", f"/api/missions/{made['mission_id']}")
+    told_once(column("A mission"), told.keys() - {"ok"})
+    states = next(row[1] for row in table("A mission") if row[0] == "`status`")
+    assert states.rpartition(": ")[2].split(", ") == list(missions.STATES)
+
+
+def test_the_reference_tells_the_limits_of_dependencies():
+    text = section("Dependencies")
+    for number in (PARENTS_MAX, EDGES_MAX, AT_ONCE):
+        assert str(number) in text
 
 
 def test_the_reference_tells_the_bounds_of_pages():
@@ -320,10 +347,14 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         column("Ledger"),
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
         | {"job.submitted", "job.cancel_requested"}
+        | {"job.superseded", "job.judged"}
+        | {"job.submitted", "job.cancel_requested", "mission.submitted"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
-        | {"node.forgotten"},
+        | {"node.forgotten", "job.pruned", "jobs.pruned"},
     )
-    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull)\.\w+)`", section("Ledger")))
+    known = set(column("Ledger")) | set(
+        re.findall(r"`((?:hub|key|pull|dlq|admin|queue|rate_limit)\.\w+)`", section("Ledger"))
+    )
     assert set(events_in_code()) <= known
 
 
@@ -410,7 +441,7 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
 
 def test_the_features_that_the_readme_says_are_missing_are_missing():
     paths = {route.path for route in ROUTES}
-    for later in ("/redrive", "/drain", "/explain", "/openapi.json", "/api/ledger", "/api/missions"):
+    for later in ("/drain", "/explain", "/openapi.json"):
         assert not any(path.endswith(later) for path in paths), later
 
 
@@ -430,7 +461,7 @@ async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSit
     assert shell.returncode == 0, err.decode()
     (listed,) = (await site.data("GET", "/api/jobs"))[1]["jobs"]
     assert (listed["status"], listed["result"]) == ("completed", {"said": "Hello Ada"})
-    assert json.loads(out.splitlines()[-1]) == {"ok": True, **listed}
+    assert json.loads(out.splitlines()[-1]) == {"ok": True, **listed, "attempts": [], "late": []}
 
 
 async def test_the_worker_and_the_client_of_the_readme_work_together(

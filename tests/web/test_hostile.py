@@ -123,7 +123,7 @@ async def arranged(site: Site) -> dict[str, str]:
     held = await site.submit()
     await site.lease("n1")
     await site.submit(priority="LOW")
-    return {"id": held, "node_id": "n1"}
+    return {"id": held, "node_id": "n1", "source": "s"}
 
 
 async def everything(site: Site) -> Any:
@@ -175,8 +175,8 @@ async def spoken(site: Site, plane: str, request: bytes) -> tuple[int, Any, dict
     return int(lines[0].split()[1]), json.loads(body), headers
 
 
-def head_of(path: str, *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"X-Sheratan-Token: {TOKEN}", *headers]
+def head_of(path: str, *headers: str, method: str = "POST") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"X-Sheratan-Token: {TOKEN}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
@@ -187,7 +187,7 @@ async def test_a_body_announced_as_too_large_is_refused_before_it_is_sent(make_s
     before = await everything(site)
     for route in BODIES:
         limit = 16 * MIB if route.batch else MIB
-        request = head_of(route.path.format(**places), f"Content-Length: {limit + extra}")
+        request = head_of(route.path.format(**places), f"Content-Length: {limit + extra}", method=route.method)
         answer = await spoken(site, route.plane, request)
         check_problem(answer, 413, "body_too_large")
         assert answer[2]["Connection"] == "close"
@@ -201,7 +201,7 @@ async def test_a_chunked_body_is_cut_off_at_the_limit(make_site: MakeSite) -> No
     for route in BODIES:
         limit = 16 * MIB if route.batch else MIB
         chunk = b"%x\r\n%b\r\n" % (limit + 1, b" " * (limit + 1))
-        request = head_of(route.path.format(**places), "Transfer-Encoding: chunked") + chunk
+        request = head_of(route.path.format(**places), "Transfer-Encoding: chunked", method=route.method) + chunk
         answer = await spoken(site, route.plane, request)
         check_problem(answer, 413, "body_too_large")
         assert answer[2]["Connection"] == "close"
@@ -323,6 +323,15 @@ JOB: dict[str, list[Any]] = {
     "delay_seconds": [-1, "1", 1e12, HUGE],
     "expires_in_seconds": [0, -1, "1", 1e12],
     "delivery": ["twice", 1, None],
+    "depends_on": ["x", [1], [""], [LONG], {}, [None], ["x"] * 10_001],
+    "on_dependency_failure": ["explode", 1, None, "CANCEL"],
+    "ref": ["", 5, LONG],
+}
+MISSION: dict[str, list[Any]] = {
+    "title": ["", 5, None, [], "x" * 501],
+    "jobs": [5, "x", {}, None, [5], [{}], [None], [{"kind": ""}], [{"kind": "x", "mission_id": "m"}]],
+    "metadata": [5, "x", []],
+    "idempotency_key": ["", 5, "k" * 513],
 }
 PULL: dict[str, list[Any]] = {
     "node_id": [5, None, LONG],
@@ -353,6 +362,8 @@ BEAT: dict[str, list[Any]] = {
     "endpoint": [5, "x" * 501],
     "attestation": [5, "x", [], {"build_id": 5}, {"capability_hash": {}}],
 }
+MANY: dict[str, list[Any]] = {"limit": [0, -1, "5", HUGE], "cursor": ["", 5, LONG]}
+AGES: list[Any] = [{"older_than_seconds": age} for age in (-1, "5", HUGE)]
 WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "/api/hosts/heartbeat": ({"node_id": "n2"}, BEAT),
     "/mesh/heartbeat": ({"node_id": "n2"}, BEAT),
@@ -370,6 +381,31 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     "/api/jobs/{id}/release": ({"lease_id": "{lease}"}, {"lease_id": ["", 5, None, LONG], "node_id": [5]}),
     "/api/jobs/{id}/cancel": ({}, {}),
+    "/api/jobs/{id}/redrive": ({}, {"dependents": ["yes", 1, None]}),
+    "/admin/dlq/redrive": (
+        {"filter": {}},
+        {**MANY, "filter": [5, [], {"status": "failed"}, {"kind": ""}, {"reason": 5}], "rate_per_second": [0, -1, "5"]},
+    ),
+    "/admin/purge": (
+        {"filter": {}},
+        {**MANY, "filter": [None, 5, {"status": "failed"}, {"node_id": "n1"}, *AGES], "dry_run": ["no", 1, None]},
+    ),
+    "/admin/cancel": (
+        {"filter": {}},
+        {**MANY, "filter": [5, {"status": "failed"}, *AGES], "job_ids": [5, [5], ["x"] * 1001], "dry_run": [1]},
+    ),
+    "/api/missions": ({"title": "t"}, MISSION),
+    "/api/missions/{id}/cancel": ({}, {}),
+    "/api/missions/{id}/redrive": ({}, {}),
+    "/admin/pause": (
+        {},
+        {
+            **{"kind": ["", 5, LONG], "seconds": [0, -1, "5", HUGE], "reason": [5, LONG]},
+            "until": [5, "soon", "2001-01-01T00:00:00Z", "2999-01-01T00:00:00", "9999-12-31T00:00:00Z"],
+        },
+    ),
+    "/admin/resume": ({}, {"kind": ["", 5, LONG]}),
+    "/admin/rate-limits/{source}": ({}, {"per_minute": [-1, "5", None, HUGE], "concurrent": [-1, "5", None, HUGE]}),
 }
 """For every route with a body: one that is fine, and by field the values that are not."""
 
@@ -399,7 +435,7 @@ async def test_a_wrong_value_is_refused_and_not_stored(site: Site, path: str) ->
     bodies = [{**fine, name: value} for name, values in wrong.items() for value in values]
     bodies += [{other: value for other, value in fine.items() if other != name} for name in fine]
     for body in bodies:
-        answer = await site.ask(route.plane, "POST", path.format(**places), json=body)
+        answer = await site.ask(route.plane, route.method, path.format(**places), json=body)
         assert answer[0] == 422, (body, answer)
         check_problem(answer, 422, "invalid_field")
     assert await everything(site) == before
@@ -414,10 +450,10 @@ async def test_a_refusal_names_the_field(site: Site) -> None:
 async def test_an_unknown_field_is_ignored_on_fleet_routes_and_refused_on_the_others(site: Site, path: str) -> None:
     route = next(route for route in BODIES if route.path == path)
     held = await site.submit()
-    places = {"id": held, "node_id": "n1", "lease": (await site.lease("n1"))["lease_id"]}
+    places = {"id": held, "node_id": "n1", "source": "s", "lease": (await site.lease("n1"))["lease_id"]}
     body = {**filled(WRONG[path][0], places), "surprise": {"deep": [1]}}
     before = await everything(site)
-    answer = await site.ask(route.plane, "POST", path.format(**places), json=body)
+    answer = await site.ask(route.plane, route.method, path.format(**places), json=body)
     if path.startswith(FLEET):
         assert (answer[0], answer[1]["ok"]) == (200, True), answer
     else:
@@ -533,6 +569,7 @@ async def test_a_chunked_body_is_taken(make_site: MakeSite) -> None:
 
 async def test_routes_with_an_optional_body_take_none(site: Site) -> None:
     held = await site.submit()
+    await site.submit(mission_id=held)
     optional = [route for route in BODIES if route.body_optional]
     assert {route.path for route in optional} >= {"/mesh/pull_requests/{node_id}", "/api/jobs/{id}/cancel"}
     for route in optional:

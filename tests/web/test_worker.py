@@ -488,7 +488,21 @@ async def test_a_result_the_hub_cannot_take_becomes_a_failure_that_says_so(
     await clock.advance(0)
     first, second = (batch[0] for batch in shift.hub.of("results"))
     assert (first.ok, second.ok, second.retry, second.lease_id) == (True, False, False, first.lease_id)
-    assert orjson.loads(bytes(second.error)) == {"type": "ResultRefused", "message": "too large (body_too_large)"}
+    assert orjson.loads(bytes(second.error)) == {"type": "ResultTooLarge", "message": "too large (body_too_large)"}
+
+
+async def test_what_may_run_once_only_is_not_given_back_when_it_has_begun(
+    clock: VirtualClock, make_shift: MakeShift
+) -> None:
+    shift = make_shift(grace_seconds=10)
+    shift.hub.give(lease("once", delivery="at_most_once"), lease("often"))
+    await shift.begin()
+    shift.worker.stop()
+    await clock.advance(10_000)
+    await settle()
+    assert shift.hub.of("release") == [("often", "lease-often")]
+    report = shift.hub.reported()["once"]
+    assert (report.ok, report.retry, orjson.loads(bytes(report.error))["type"]) == (False, False, "Stopped")
 
 
 async def test_a_result_the_hub_has_no_room_for_is_sent_again_and_a_superseded_one_is_not(
@@ -691,3 +705,26 @@ async def requests(site: Site) -> dict[str, float]:
             if "http_requests_total{" in line and f'route="{route}"' in line:
                 found[route] = found.get(route, 0) + float(line.rpartition(" ")[2])
     return found
+
+
+async def test_a_result_that_is_too_large_for_the_hub_ends_its_job_with_an_error_that_says_so(
+    make_site: MakeSite,
+) -> None:
+    site = await make_site("sqlite")
+    large, small = await site.submit("big", params=1_100_000), await site.submit("big", params=3)
+
+    async def big(params: int) -> str:
+        return "x" * params
+
+    options = Options(module="none", node_id="n", concurrency=2)
+    async with HubClient(site.url("control", ""), site.url("data", ""), TOKEN) as hub:
+        worker = Worker(hub, {"big": Handler("big", big, True, False)}, options, SystemClock(), lambda _: None)
+        running = asyncio.create_task(worker.run())
+        try:
+            ended = [(await site.data("GET", f"/api/jobs/{id}?wait_seconds=20"))[1] for id in (large, small)]
+        finally:
+            worker.stop()
+            await running
+    assert [(job["status"], job["reason"]) for job in ended] == [("failed", "NOT_RETRYABLE"), ("completed", None)]
+    assert ended[0]["error"]["type"] == "ResultTooLarge"
+    assert "1048576" in ended[0]["error"]["message"]

@@ -1,0 +1,65 @@
+"""What the hub keeps, and for how long: prunes finished jobs and ledger events by age, watches the dead letters."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from sheratan_hub.items import HUB
+from sheratan_hub.rules.command import Event
+from sheratan_hub.rules.jobs import PRUNE
+from sheratan_hub.rules.prune import PRUNE_MAX, Prune
+
+if TYPE_CHECKING:
+    from sheratan_hub.hub import Hub
+
+log = logging.getLogger("sheratan.keeping")
+
+FIRST, LARGE_BYTES = 8, 1 << 20
+"""Jobs that the first transaction of a prune takes; while these are smaller than so many bytes, the next takes twice
+as many: jobs may hold a megabyte each, and a hundred of those at once would be felt."""
+
+LEDGER_EVERY_MS = 600_000
+
+
+class Keeping:
+    """Runs behind everything else: one small transaction after the other, until nothing is due."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._ledger_at = 0
+        self.over = False
+
+    async def prune(self) -> int | None:
+        """Forget the finished jobs and the events whose time is over."""
+        await self._prune_jobs()
+        await self._watch_dead_letters()
+        now = self._hub.clock.now()
+        if now >= self._ledger_at:
+            self._ledger_at = now + LEDGER_EVERY_MS
+            await self._hub.store.prune_events(now - self._hub.limits.ledger_kept_ms)
+        return None
+
+    async def _prune_jobs(self) -> None:
+        due = dict.fromkeys(PRUNE, FIRST)
+        while due:
+            outcomes = await self._hub.execute_many([Prune(*one) for one in due.items()], HUB, urgent=True)
+            again = {}
+            for (status, limit), pruned in zip(due.items(), outcomes, strict=True):
+                if isinstance(pruned, BaseException):
+                    raise pruned
+                if pruned.looked >= limit:
+                    again[status] = min(2 * limit, PRUNE_MAX) if pruned.size < LARGE_BYTES else FIRST
+            due = again
+
+    async def _watch_dead_letters(self) -> None:
+        """Nothing is dropped for being too many; that there are is said once, until there are fewer again."""
+        limits = self._hub.limits
+        if not limits.dead_letters:
+            return
+        n = (await self._hub.counts("job:failed")).get("job:failed", 0)
+        if n > limits.dead_letters_max and not self.over:
+            log.warning("%d jobs are dead letters, more than dlq.max_items (%d)", n, limits.dead_letters_max)
+            event = Event(self._hub.clock.now(), "dlq.over", "hub", meta={"count": n, "max": limits.dead_letters_max})
+            self._hub.report(event, HUB)
+        self.over = n > limits.dead_letters_max

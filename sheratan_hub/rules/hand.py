@@ -1,0 +1,146 @@
+"""What one pull takes: the lanes' first rows, source by source in turn, a source's own jobs in their order (rule 6)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from sheratan_hub.rules.command import Need
+from sheratan_hub.rules.eligible import kind_stop, source_room
+from sheratan_hub.rules.lanes import Offer, read_lane
+from sheratan_hub.rules.limits import RATES, rates_of
+from sheratan_hub.rules.pauses import Pauses
+from sheratan_hub.rules.view import View, running_of
+from sheratan_hub.storage import Ready, Row, Wants
+
+
+class Hand:
+    """Takes rows for one pull. `lanes` are those they came from, in the order in which they were taken."""
+
+    def __init__(self, view: View, offer: Offer, pauses: Pauses) -> None:
+        self.lanes: list[str] = []
+        self._view, self._offer, self._pauses = view, offer, pauses
+        self._closed = self._is_paused if pauses.pauses else None
+        self._done = set(view.used_up) if view.used_up else set[str]()
+        self._rows: list[Row] = []
+        self._from: dict[str, int] = {}
+        self._rooms: dict[str, int | None] = {}
+        self._throttled = False
+
+    def _is_paused(self, kind: str) -> bool:
+        return kind_stop(kind, self._pauses, self._view.now) is not None
+
+    def take(self, limit: int) -> list[Row]:
+        """Up to `limit` waiting rows; fewer only if there are no more. Raises `Need` for what is not loaded."""
+        while (left := limit - len(self._rows)) > 0:
+            lanes = self._turn(left)
+            if not lanes:
+                break
+            if len(lanes) == 1 and self._room(read_lane(lanes[0]).source) is None:
+                self._load(lanes, left)
+                for row in self._next(lanes[0], left):
+                    self._keep(row, lanes[0])
+                continue
+            sources = self._by_source(lanes)
+            if not sources:
+                continue
+            share = -(-left // len(sources))
+            self._load([own[0] for own in sources.values()], share)
+            piles = [list(self._own(source, own, share)) for source, own in sources.items()]
+            for place in range(share):
+                for pile in piles:
+                    if place < len(pile) and len(self._rows) < limit:
+                        self._keep(*pile[place])
+        return self._rows
+
+    def _turn(self, left: int, besides: set[str] | None = None) -> list[str]:
+        done = self._done if besides is None else self._done | besides
+        return self._view.scene.lanes.turn(self._offer, left, done, self._view.now, self._closed)
+
+    def _keep(self, row: Row, lane: str) -> None:
+        self._rows.append(row)
+        self.lanes.append(lane)
+        self._from[lane] = self._from.get(lane, 0) + 1
+        if self._rooms and (room := self._rooms.get(source := read_lane(lane).source)) is not None:
+            self._rooms[source] = room - 1
+
+    def _by_source(self, lanes: list[str]) -> dict[str, list[str]]:
+        """The lanes of each source in their order, without those that are throttled (rule 10)."""
+        out: dict[str, list[str]] = {}
+        for lane in lanes:
+            source = read_lane(lane).source
+            room = self._room(source)
+            if room is not None and room <= 0:
+                self._throttled = True
+                self._done.add(lane)
+            else:
+                out.setdefault(source, []).append(lane)
+        return out
+
+    def _room(self, source: str) -> int | None:
+        """How many more jobs of this source may run, once the pull has what it holds by now."""
+        if not source:
+            return None
+        if source not in self._rooms:
+            view = self._view
+            stored = rates_of(view.look(*RATES))
+            limited = source_room(source, 0, stored, view.scene.limits) is not None
+            running = view.count(running_of(source)) if limited else 0
+            self._rooms[source] = source_room(source, running, stored, view.scene.limits)
+        return self._rooms[source]
+
+    def _own(self, source: str, lanes: list[str], share: int) -> Iterator[tuple[Row, str]]:
+        """Up to `share` rows of a source's lanes, oldest first, with their lane; a lane is read in its turn."""
+        room, unread = self._room(source), lanes[::-1]
+        heap: list[tuple[int, str, Row, str, Iterator[Row]]] = []
+        most = share if room is None else min(share, room)
+        given = 0
+        while given < most:
+            while unread and (not heap or self._view.scene.lanes.head(unread[-1]) <= heap[0][0]):
+                lane = unread.pop()
+                rows = iter(self._next(lane, most))
+                if (row := next(rows, None)) is not None:
+                    heapq.heappush(heap, (row.order, row.id, row, lane, rows))
+            if not heap:
+                return
+            _, _, row, lane, rows = heapq.heappop(heap)
+            yield row, lane
+            given += 1
+            if (row := next(rows, None)) is not None:
+                heapq.heappush(heap, (row.order, row.id, row, lane, rows))
+
+    def _next(self, lane: str, most: int) -> list[Row]:
+        """Up to `most` rows of the lane that neither this pull nor another has; if there are fewer it is done with."""
+        begun = self._from.get(lane, 0)
+        rows = self._view.ready(lane, begun + most)[begun:]
+        if len(rows) < most:
+            self._done.add(lane)
+            if not rows and not begun:
+                self._view.used_up.add(lane)
+        return rows
+
+    def _load(self, lanes: list[str], share: int) -> None:
+        """Ask for the lanes that are not loaded: for others than the batch's other pulls ask for, as long as there are.
+
+        So pulls of one batch that find many short lanes do not all ask for the same one, one after the other.
+        """
+        view = self._view
+        missing = [lane for lane in lanes if not view.loaded(lane)]
+        if not missing:
+            return
+        others = [lane for lane in missing if lane not in view.asked]
+        if not others:
+            more = self._turn(len(lanes), set(view.asked))
+            others = [lane for lane in more if not view.loaded(lane)] or [min(missing, key=view.asked.__getitem__)]
+        for lane in others:
+            view.asked[lane] = view.asked.get(lane, 0) + share
+        raise Need(Wants(ready={Ready(lane): share for lane in others}))
+
+    def why_none(self) -> str:
+        """The reason of a pull that finds nothing."""
+        lanes = self._view.scene.lanes
+        if self._throttled or lanes.has_benched(self._offer):
+            return "throttled"
+        if self._closed and lanes.choose(self._offer, 1, self._done, self._view.now):
+            return "paused"
+        return "no_job"
