@@ -42,8 +42,9 @@ smoke: setup ## the operators' checklist on a hub of its own for each store, or 
 bench: setup ## every store's speed against an empty handler, 10 minutes; BENCH="--quick" or other options
 	@$(BIN)/python -m tools.bench $(BENCH)
 
-torture: setup ## what takes too long for make test: 100 kills of a hub on each store, every damage and power cut; 8 minutes
+torture: setup ## what takes too long for make test: 100 kills of a hub on each store, every damage and power cut, long walks beside the model; 15 minutes
 	@for store in sqlite file; do $(BIN)/python tools/crash.py --store $$store --kills 100 || exit 1; done
+	@MODEL_TORTURE=5 $(BIN)/python -m pytest -q -p xdist -n 2 tests/model
 	@STORE_TORTURE=4 $(BIN)/python -m pytest -q tests/stores/test_file_power.py tests/stores/test_file_damage.py
 	@GRAPH_TORTURE=10000 $(BIN)/python -m pytest -q tests/hub/test_cascades.py
 

@@ -30,6 +30,7 @@ from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.plane import Plane, Services
+from sheratan_hub.web.room import Room
 from sheratan_hub.web.routes import ROUTES
 from sheratan_hub.web.server import Listener
 
@@ -116,6 +117,7 @@ class App:
             Tokens(secrets.token, clock.secret(), settings.auth.token_required),
             Demand(settings.integrity.mode, settings.integrity.required, secrets.hmac_key),
             self.ports,
+            Room(self.hub, clock),
             AuditView(self.audit, clock),
         )
         self._watch = self._watching() if settings.alerts.in_process else None

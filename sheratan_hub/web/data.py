@@ -61,7 +61,7 @@ async def _submit_one(call: Call) -> tuple[SubmitAnswer, dict[str, str]]:
     command = _submit_command(call, call.form, header=True)
     if command.depends_on:
         command = await checked(call.hub, command)
-    done: Submitted = await call.hub.execute(command, call.origin)
+    done: Submitted = await call.services.room.submit(command, call.origin)
     return _told(call, done, command.job_id), quota_headers(done.quota)
 
 

@@ -30,6 +30,7 @@ from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
+from sheratan_hub.web.room import Room
 
 Right = Literal["public", "token", "local", "metrics", "admin"]
 """What a route asks of its caller: nothing, the token, loopback on the data plane, as /metrics is configured, or the
@@ -72,6 +73,7 @@ class Services:
     tokens: Tokens
     demand: Demand
     ports: dict[str, int]
+    room: Room
     audit: AuditView
 
 

@@ -54,7 +54,9 @@ async def listed(site: Site, query: str = "") -> list[str]:
 
 def test_every_admin_route_has_the_right_of_its_name_and_no_other_has() -> None:
     assert len(ADMIN) >= 5
-    assert {route.path for route in ROUTES if route.right == "admin"} == {route.path for route in ADMIN}
+    assert {route for route in ROUTES if route.right == "admin"} == {
+        route for route in ROUTES if route.path.startswith("/admin/")
+    }
 
 
 @pytest.mark.parametrize("route", ADMIN, ids=lambda route: route.path)

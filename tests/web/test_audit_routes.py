@@ -308,3 +308,22 @@ async def test_alerts_are_told_page_by_page_the_newest_last(make_site: MakeSite,
     path.write_text(path.read_text().removesuffix('{"id": "half') + '{"id": "new"}\n')
     _, more = await site.control("GET", f"/api/alerts?cursor={body['position']}")
     assert [alert["id"] for alert in more["alerts"]] == ["new"]
+
+
+async def test_a_job_that_takes_its_workers_down_raises_an_alert(make_site: MakeSite) -> None:
+    from sheratan_hub.clock import VirtualClock
+    from sheratan_hub.config import AlertSettings, QueueSettings
+    from sheratan_hub.watcher import Watcher
+
+    clock = VirtualClock()
+    site = await make_site(clock=clock, queue=QueueSettings(max_losses=1, lease_seconds=10))
+    job_id = await site.submit()
+    await site.lease()
+    await clock.advance(20_000)
+    assert (await site.job(job_id))["reason"] == "POISON"
+    watcher = Watcher(site.app.audit.path.parent, AlertSettings(), clock, lambda _: None)
+    watcher.open()
+    watcher.step()
+    watcher.close()
+    _, body = await site.control("GET", "/api/alerts")
+    assert [(alert["rule"], alert["reason"]) for alert in body["alerts"]] == [("poison", "POISON")]
