@@ -16,6 +16,8 @@ from typing import Any
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
+from sheratan_hub.audit_check import AuditView
+from sheratan_hub.audit_lines import FILE_NAME
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url
 from sheratan_hub.hub import Hub
@@ -27,6 +29,7 @@ from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
+from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.connections import Bounds
 from sheratan_hub.web.plane import Plane, Services
@@ -117,7 +120,14 @@ class App:
         self._tls = server_context(settings.tls)
         self.metrics = Metrics(clock)
         logs = Path(settings.hub.data_dir) / "logs"
-        self.audit = Audit(logs / "hub_security_audit.jsonl", clock, dead_letters=settings.dlq.enabled)
+        self.audit = Audit(
+            logs / FILE_NAME,
+            clock,
+            max_bytes=settings.audit.max_bytes,
+            keep_files=settings.audit.keep_files,
+            required=settings.audit.required,
+            dead_letters=settings.dlq.enabled,
+        )
         self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
         self.hub = Hub(
             store,
@@ -127,6 +137,7 @@ class App:
             max_batch=settings.hub.max_batch_commands,
             max_polls=settings.hub.max_long_polls,
         )
+        self.hub.committer.gate = self.audit.refusal
         self.hub.observe(self.audit.committed)
         self.hub.observe(self.metrics.committed)
         if self.ledger is not None:
@@ -141,7 +152,9 @@ class App:
             Demand(settings.integrity.mode, settings.integrity.required, secrets.hmac_key),
             self.ports,
             Room(self.hub, clock),
+            AuditView(self.audit, clock),
         )
+        self._watch = self._watching() if settings.alerts.in_process else None
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._committing: asyncio.Task[None] | None = None
@@ -155,7 +168,8 @@ class App:
             await self.hub.sweep()
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
-        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
+        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), Loop("tidy", self._tidy, self.clock, 10_000)]
+        loops += self._watch.loops if self._watch else []
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
@@ -181,6 +195,8 @@ class App:
             await self._committing
             self._tell("hub.stop")
         self.audit.close()
+        if self._watch is not None:
+            self._watch.watcher.close()
         await self._close_ledger()
         await self.store.close()
 
@@ -195,6 +211,9 @@ class App:
             log.warning("%s is behind: %s", self.ledger.path, error)
         self.ledger.close()
 
+    def _watching(self) -> Watch:
+        return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)
+
     def _tell(self, event: str) -> None:
         meta = {"version": __version__, "store": self.store_scheme()}
         self.hub.report(Event(self.clock.now(), event, "hub", meta=meta), HUB)
@@ -205,6 +224,11 @@ class App:
 
     async def _fold(self) -> int | None:
         self.audit.flush()
+        return None
+
+    async def _tidy(self) -> int | None:
+        if self.audit.file.untidy:
+            await asyncio.to_thread(self.audit.file.tidy)
         return None
 
 

@@ -1,25 +1,40 @@
-"""The security audit log: one hash-chained JSON line an event, folded under floods, never a secret in it.
-
-A line's `hash` is the SHA-256 of its own text without the `hash` member; `prev_hash` is the line before's.
-"""
+"""What goes into the security audit log: events by their names there, folded under floods, never a secret in it."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
-
+from sheratan_hub.audit_file import AuditFile
+from sheratan_hub.audit_lines import START_HASH as START_HASH
+from sheratan_hub.audit_lines import Head
 from sheratan_hub.clock import Clock, rfc3339
 from sheratan_hub.items import HUB, Committed, Origin
-from sheratan_hub.rules.command import Code, Event
+from sheratan_hub.rules.command import Code, Event, Refused
 
 FOLD_MS = 1000
 FOLDED_MAX = 4096
-START_HASH = "0" * 64
+
+NEVER = frozenset(
+    (
+        "params",
+        "payload",
+        "result",
+        "error",
+        "token",
+        "secret",
+        "hmac_key",
+        "idempotency_key",
+        "lease_id",
+        "authorization",
+    )
+)
+"""What no `detail` holds, whatever an event's meta says. What is called `key` is cut to its first 8 characters."""
+
+TEXT_CHARS = 200
+LIST_MAX = 20
 
 NAMES = {
     "hub.start": "HUB_START",
@@ -65,28 +80,38 @@ class Fold(NamedTuple):
 
 
 class Audit:
-    """Appends to one file, going on with the chain that is in it. Raises `OSError` when it cannot be opened."""
+    """Writes one log, going on with the chain that is in it. Raises `OSError` when it cannot be opened.
 
-    def __init__(self, path: Path, clock: Clock, *, dead_letters: bool = True) -> None:
-        self.path, self._clock, self._dead_letters = path, clock, dead_letters
+    `required`: `refusal` refuses changes while the log cannot be written. `dead_letters` false: there is no such list.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        max_bytes: int = 0,
+        keep_files: int = 0,
+        required: bool = True,
+        dead_letters: bool = True,
+    ) -> None:
+        self.path, self._clock = path, clock
+        self._required, self._dead_letters = required, dead_letters
         self._folded: OrderedDict[Fold, tuple[int, int, Origin, dict[str, Any]]] = OrderedDict()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        self._seq, self._prev = self._last()
+        self.file = AuditFile(path, max_bytes=max_bytes, keep_files=keep_files)
 
-    def _last(self) -> tuple[int, str]:
-        """The number and hash of the last whole line. A line cut short by a crash is ended, and stays visible."""
-        end = os.fstat(self._file).st_size
-        tail = os.pread(self._file, 65536, max(0, end - 65536))
-        if tail and not tail.endswith(b"\n"):
-            os.write(self._file, b"\n")
-        for line in reversed(tail.split(b"\n")):
-            try:
-                last = orjson.loads(line)
-                return int(last["seq"]), str(last["hash"])
-            except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-                continue
-        return 0, START_HASH
+    @property
+    def head(self) -> Head:
+        """The last line written."""
+        return self.file.head
+
+    def refusal(self) -> Refused | None:
+        """The "no" for a change whose audit lines could not be written, None if they can be. Asked before a commit."""
+        trouble = self.file.check()
+        if trouble is None or not self._required:
+            return None
+        text = f"nothing is changed while the audit log cannot be written: {trouble}"
+        return Refused(Code.AUDIT_UNAVAILABLE, text, retry_after_ms=5000)
 
     def committed(self, committed: Committed) -> None:
         """The observer: writes what of a batch is for the audit log."""
@@ -97,6 +122,7 @@ class Audit:
                 name = NAMES.get(event.event)
                 if name is not None and self._is_told(event):
                     self._take(name, event, happened.origin)
+        self.file.write()
 
     def _is_told(self, event: Event) -> bool:
         """Of what was pruned, only dead letters; and of these nothing where no such list is wanted."""
@@ -113,7 +139,7 @@ class Audit:
         if node_id is None and event.event.startswith(("node.", "attestation.")) and event.actor != "hub":
             node_id = event.actor
         if name == "ADMIN_ACTION" or (origin is HUB and name != "DLQ_ENQUEUE"):
-            self._write(name, origin, node_id, reason, detail)
+            self._add(name, origin, node_id, reason, detail)
             return
         fold = Fold(name, origin.plane, node_id or origin.remote_addr, origin.route, reason)
         since, count, _, _ = self._folded.get(fold, (-FOLD_MS, 0, origin, detail))
@@ -122,7 +148,7 @@ class Audit:
             return
         self._unfold(fold)
         self._folded[fold] = (self._clock.now(), 0, origin, detail)
-        self._write(name, origin, node_id, reason, detail)
+        self._add(name, origin, node_id, reason, detail)
         if len(self._folded) > FOLDED_MAX:
             self._unfold(next(iter(self._folded)))
 
@@ -130,45 +156,61 @@ class Audit:
         _, count, origin, detail = self._folded.pop(fold, (0, 0, HUB, {}))
         if count:
             node_id = fold.who if fold.who != origin.remote_addr else None
-            self._write(fold.event, origin, node_id, fold.reason, detail if count == 1 else {}, count)
+            self._add(fold.event, origin, node_id, fold.reason, detail if count == 1 else {}, count)
 
     def flush(self, everything: bool = False) -> None:
         """Write the counts of folded events whose second is over (or of all)."""
         now = self._clock.now()
         for fold in [fold for fold, (since, *_) in self._folded.items() if everything or now - since >= FOLD_MS]:
             self._unfold(fold)
+        self.file.write()
 
-    def _write(
-        self, name: str, origin: Origin, node_id: str | None, reason: str, detail: dict[str, Any], count: int = 1
+    def _add(
+        self, name: str, origin: Origin, node_id: str | None, reason: str, detail: dict[str, Any], count: int = 0
     ) -> None:
-        record = {
-            "seq": self._seq + 1,
-            "ts": rfc3339(self._clock.now()),
-            "event": name,
-            "plane": origin.plane,
-            "remote_addr": origin.remote_addr,
-            "node_id": node_id,
-            "path": origin.path,
-            "reason": reason,
-            "detail": detail,
-            **({"count": count} if count > 1 else {}),
-            "prev_hash": self._prev,
-        }
-        text = orjson.dumps(record)
-        digest = hashlib.sha256(text).hexdigest()
-        line = b'%b,"hash":"%b"}\n' % (text[:-1], digest.encode())
-        if os.write(self._file, line) != len(line):
-            os.write(self._file, b"\n")
-            raise OSError(f"a line of {self.path} was cut short")
-        self._seq, self._prev = self._seq + 1, digest
+        self.file.add(
+            {
+                "ts": rfc3339(self._clock.now()),
+                "event": name,
+                "plane": origin.plane,
+                "remote_addr": origin.remote_addr,
+                "node_id": node_id if node_id is None else _text(node_id),
+                "path": origin.path if origin.path is None else _text(origin.path),
+                "reason": reason,
+                "detail": clean(detail),
+                **({"count": count} if count else {}),
+            }
+        )
 
     def close(self) -> None:
         """Write what is still folded, sync, close. Safe to call twice."""
-        if self._file >= 0:
-            self.flush(everything=True)
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+        self.flush(everything=True)
+        self.file.close()
+
+
+def clean(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """The detail without what may not be in it: secrets, payloads, whole keys, long texts, anything deep."""
+    kept = {_text(str(name)): _value(value) for name, value in detail.items() if name not in NEVER}
+    if isinstance(kept.get("key"), str):
+        kept["key"] = kept["key"][:8]
+    return kept
+
+
+def _value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**53 else str(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_text(str(one)) for one in list(value)[:LIST_MAX]]
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """At most 200 characters, and nothing in them that is no Unicode."""
+    if text.isascii():
+        return text[:TEXT_CHARS]
+    return text[:TEXT_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def _reason(name: str, meta: dict[str, Any]) -> str:

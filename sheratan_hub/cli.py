@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sheratan_hub import __version__
+from sheratan_hub.cli_audit import audit, watch
 from sheratan_hub.cli_jobs import jobs, submit
 from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
@@ -53,6 +54,8 @@ def main(
 main.add_command(submit)
 main.add_command(jobs)
 main.add_command(nodes)
+main.add_command(audit)
+main.add_command(watch)
 
 
 @main.command()

@@ -35,6 +35,7 @@ class Committer:
 
     `after` is called with each `Committed` before its replies go out. `guests` is asked, with what a batch has
     decided, for pulls to be decided in the same transaction; if that fails, their futures are cancelled.
+    `gate` is asked before each batch; what it answers refuses the batch.
     `failing` tells whether the store refused the last batch.
     """
 
@@ -55,6 +56,7 @@ class Committer:
         self._closing = False
         self._memo = Memo(shared=store.shared)
         self.guests: Callable[[View], list[Item]] = lambda _: []
+        self.gate: Callable[[], Refused | None] = lambda: None
         self.lanes = Lanes()
         self.standing = Standing(limits)
         self.started_at = 0
@@ -137,6 +139,9 @@ class Committer:
 
         Broad `except`, one of the four: no bug may end the hub.
         """
+        if (closed := self.gate()) is not None:
+            resolve(batch, closed)
+            return True
         guests: list[Item] = []
         try:
             committed, view = await self._transact(batch, guests if serving else None)

@@ -11,9 +11,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import msgspec
+from msgspec import Meta
+
+from sheratan_hub.audit_lines import EVENTS
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,6 +176,56 @@ class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class AuditSettings(Section, frozen=True):
+    """The security audit log."""
+
+    required: bool = True
+    max_bytes: int = 104_857_600
+    keep_files: int = 0
+
+
+class AlertRule(Section, frozen=True):
+    """More than so many lines of one event in the audit log within a window of seconds make an alert.
+
+    `per`: counted for each address, each node, each origin (node, else address), or `all` together. Then the rule is
+    silent for its cool-down, for that address or node. `reason` empty is any; `on` false switches the rule off.
+    """
+
+    event: str
+    more_than: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    window_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 60
+    per: Literal["all", "address", "node", "origin"] = "all"
+    reason: str = ""
+    ignore_loopback: bool = False
+    cooldown_seconds: Annotated[int, Meta(ge=0, le=1_000_000)] = 300
+    on: bool = True
+    name: str = ""
+
+
+class AlertSettings(Section, frozen=True):
+    """What the watcher makes of the audit log. Each rule that ships is a setting; `rules` are one's own."""
+
+    in_process: bool = False
+    look_back_seconds: int = 3600
+    webhook_file: str = ""
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_timeout_seconds: int = 5
+    webhook_tries: int = 5
+    auth_failure: AlertRule = AlertRule("AUTH_FAILURE", more_than=20)
+    port_mismatch: AlertRule = AlertRule("PORT_MISMATCH", more_than=20)
+    result_integrity_fail: AlertRule = AlertRule("RESULT_INTEGRITY_FAIL", per="origin")
+    attestation_spoof: AlertRule = AlertRule("ATTESTATION_SPOOF_SUSPECT", per="node")
+    poison: AlertRule = AlertRule("DLQ_ENQUEUE", reason="POISON")
+    fleet_silent: AlertRule = AlertRule("FLEET_SILENT")
+    rules: tuple[AlertRule, ...] = ()
+
+    def in_force(self) -> dict[str, AlertRule]:
+        """The rules that are on, by name; one's own without a name are called rule_1, rule_2 ..."""
+        shipped = {name: rule for name in self.__struct_fields__ if isinstance(rule := getattr(self, name), AlertRule)}
+        own = {rule.name or f"rule_{number}": rule for number, rule in enumerate(self.rules, 1)}
+        return {name: rule for name, rule in (shipped | own).items() if rule.on}
+
+
 class RateLimitSettings(Section, frozen=True):
     """What one source may do: submits a minute, jobs running at once; 0 is without that limit."""
 
@@ -211,6 +264,8 @@ class Settings(Section, frozen=True):
     tls: TlsSettings = TlsSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
+    alerts: AlertSettings = AlertSettings()
     rate_limits: dict[str, RateLimitSettings] = {}
 
 
@@ -300,6 +355,10 @@ RANGES = {
     "retry.backoff_cap_ms": (0, 1_000_000_000),
     "idempotency.ttl_seconds": (0, 1_000_000_000),
     "idempotency.max_cached_bytes": (0, 1_000_000_000),
+    "audit.max_bytes": (0, 1_000_000_000_000),
+    "audit.keep_files": (0, 1_000_000_000),
+    "alerts.webhook_timeout_seconds": (1, 60),
+    "alerts.webhook_tries": (1, 100),
 }
 
 
@@ -335,7 +394,8 @@ def explain(path: str | None, environ: Mapping[str, str], flags: Flags | None = 
     """Every setting as (dotted key, value, where it comes from), then the secrets, their values hidden."""
     given = _gather(path, environ, flags)
     rows = [(key, *given.get(key, Given(field.default, "default"))) for key, field in FIELDS.items()]
-    shown = [(key, hide_password(str(value)) if key == "store.url" else value, origin) for key, value, origin in rows]
+    plain = [(key, msgspec.to_builtins(value), origin) for key, value, origin in rows]
+    shown = [(key, hide_password(str(value)) if key == "store.url" else value, origin) for key, value, origin in plain]
     rates = [(key, *one) for key, one in given.items() if key.startswith(f"{RATE_LIMITS}.")]
     return shown + rates + [(name, "***", _secret(name, given, environ)[1]) for name in SECRETS]
 
@@ -444,10 +504,21 @@ def _checked(key: str, value: object, what: str) -> object:
     try:
         checked: object = msgspec.convert(value, FIELDS[key].type)
     except msgspec.ValidationError as error:
-        raise BadConfig(f"{what} must be {_allowed(key)}.") from error
+        raise BadConfig(_misfit(key, what, str(error))) from error
     if FIELDS[key].type is int and not _range(key)[0] <= int(str(checked)) <= _range(key)[1]:
         raise BadConfig(f"{what} must be {_allowed(key)}.")
     return checked
+
+
+def _misfit(key: str, what: str, error: str) -> str:
+    """What is wrong with a value; inside a table of its own with the full path of what it is about."""
+    wrong, _, place = error.partition(" - at `$")
+    place = place.rstrip("`")
+    if unknown := re.fullmatch(r"Object contains unknown field `(\w+)`", wrong):
+        place, wrong = f"{place}.{unknown[1]}", "there is no such field"
+    if AlertRule in (FIELDS[key].type, *get_args(FIELDS[key].type)) and (place or "`" in wrong):
+        return f"{what.replace(key, key + place, 1)} cannot be used: {wrong}."
+    return f"{what} must be {_allowed(key)}."
 
 
 def _checked_rate(value: object, what: str) -> object:
@@ -469,6 +540,8 @@ def _range(key: str) -> tuple[int, int]:
 def _allowed(key: str) -> str:
     """What a setting may be, in words."""
     kind = FIELDS[key].type
+    if AlertRule in (kind, *get_args(kind)):
+        return "an alert rule" if kind is AlertRule else "a list of alert rules"
     if choices := get_args(kind):
         return "a list of texts" if ... in choices else "one of " + ", ".join(str(choice) for choice in choices)
     low, high = _range(key)
@@ -531,5 +604,9 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
         yield "retry.backoff_cap_ms must not be less than retry.backoff_base_ms."
     if settings.limits.batch_bytes < settings.limits.body_bytes:
         yield "limits.batch_bytes must not be less than limits.body_bytes."
+    for name, rule in settings.alerts.in_force().items():
+        if rule.event not in EVENTS:
+            near = difflib.get_close_matches(rule.event, EVENTS, n=1)
+            yield f"alerts.{name}: {rule.event} is no audit event" + (f"; did you mean {near[0]}?" if near else ".")
     if settings.integrity.mode == "hmac" and not secrets.hmac_key:
         yield "integrity.mode hmac needs a key; set SHERATAN_RESULT_HMAC_KEY or integrity.hmac_key_file."

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
     1: ("rules",),
     2: (
         "hub",
@@ -29,15 +29,19 @@ FLOORS = {
         "loops",
         "metrics",
         "audit",
+        "audit_check",
+        "audit_file",
         "keeping",
         "reading",
         "ledger",
         "standing",
     ),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_audit", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "watching", "__main__"),
 }
 CLIENT = (
+    "alerts",
+    "alerts_file",
     "answers",
     "client",
     "contact",
@@ -49,6 +53,8 @@ CLIENT = (
     "running",
     "smoke",
     "transport",
+    "watcher",
+    "webhook",
     "worker",
 )
 """The side of a worker: its modules import each other and floor 0."""

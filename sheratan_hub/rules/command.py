@@ -56,6 +56,7 @@ class Code(StrEnum):
     RATE_LIMIT_NOT_FOUND = "rate_limit_not_found"
     BUSY = "busy"
     UNAVAILABLE = "unavailable"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
     DRAINING = "draining"
     BAD_REQUEST = "bad_request"
     INTERNAL = "internal"

@@ -45,6 +45,7 @@ STATUS: dict[Code, int] = {
     Code.RATE_LIMITED: 429,
     Code.BUSY: 503,
     Code.UNAVAILABLE: 503,
+    Code.AUDIT_UNAVAILABLE: 503,
     Code.DRAINING: 503,
     Code.INTERNAL: 500,
 }

@@ -38,7 +38,10 @@ async def readyz(call: Call) -> web.StreamResponse:
 
 async def _checks(call: Call) -> dict[str, bool]:
     draining = call.hub.waiting.closed
-    return {"started": call.hub.ready or draining, "not_draining": not draining, "store": await _store_answers(call)}
+    checks = {"started": call.hub.ready or draining, "not_draining": not draining, "store": await _store_answers(call)}
+    if call.services.audit.refuses:
+        checks["audit"] = False
+    return checks
 
 
 async def _store_answers(call: Call) -> bool:

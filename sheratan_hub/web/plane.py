@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
 from sheratan_hub import log
+from sheratan_hub.audit_check import AuditView
 from sheratan_hub.clock import Clock
 from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
@@ -73,6 +74,7 @@ class Services:
     demand: Demand
     ports: dict[str, int]
     room: Room
+    audit: AuditView
 
 
 class Call(msgspec.Struct, eq=False):

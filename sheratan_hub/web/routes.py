@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import admin, control, data, ledger, missions, nodes, ops, pulls, results, standing
+from sheratan_hub.web import admin, auditing, control, data, ledger, missions, nodes, ops, pulls, results, standing
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
@@ -41,6 +41,8 @@ ROUTES = (
     Route("POST", "/api/hosts/{id}/attest", "control", nodes.attest, form=EmptyForm, body_optional=True),
     Route("GET", "/api/fleet", "control", nodes.fleet),
     Route("POST", "/api/fleet/reap", "control", nodes.reap, form=EmptyForm, body_optional=True),
+    Route("GET", "/api/audit", "control", auditing.audit),
+    Route("GET", "/api/alerts", "control", auditing.alerts),
     # data
     Route("POST", "/api/jobs", "data", data.submit, form=JobForm, reader=data.read_submit, batch=True),
     Route("GET", "/api/jobs", "data", data.jobs),
