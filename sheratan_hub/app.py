@@ -9,14 +9,16 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.config import Secrets, Settings, hide_password, store_url
+from sheratan_hub.config import Secrets, Settings, hide_password, store_url, until_ms
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
+from sheratan_hub.keyring import Keyring
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
@@ -24,6 +26,7 @@ from sheratan_hub.rules.command import Event, Limits, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.web.auth import HostCheck, Tokens
+from sheratan_hub.web.callers import Failures, Proxies
 from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.routes import ROUTES
 from sheratan_hub.web.server import Listener
@@ -71,15 +74,19 @@ class App:
         )
         self.hub.observe(self.audit.committed)
         self.hub.observe(self.metrics.committed)
+        self.keyring = Keyring(clock)
+        self.hub.observe(self.keyring.committed)
+        self._secrets: Secrets | None = secrets
         self.ports = {"control": settings.control.port, "data": settings.data.port}
         self.services = Services(
             self.hub,
             clock,
             settings,
             self.metrics,
-            Tokens(secrets.token, clock.secret(), settings.auth.token_required),
+            Tokens(self.keyring, clock, settings.auth.token_required),
             Demand(settings.integrity.mode, settings.integrity.required, secrets.hmac_key),
             self.ports,
+            Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
         )
         self._listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,15 +101,30 @@ class App:
             await self.hub.sweep()
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
-        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock)]
-        self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
+        await self._open_keyring()
+        turn = Loop("rotate", partial(self.keyring.turn, self.hub), self.clock)
+        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), turn]
+        self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
-            plane = Plane(name, ROUTES, self.services, HostCheck(place.host, place.hosts))
+            plane = Plane(
+                name, ROUTES, self.services, HostCheck(place.host, place.hosts), Proxies(place.trusted_proxies)
+            )
             self._listeners[name] = Listener(plane)
             self.ports[name] = await self._listeners[name].start(place.host, place.port)
         gc.collect()
         gc.freeze()
+
+    async def _open_keyring(self) -> None:
+        """Let settings and store agree on the tokens; from then on nobody here knows their values."""
+        secrets, self._secrets = self._secrets, None
+        if secrets is None:
+            raise RuntimeError("a hub is started once")
+        try:
+            until = until_ms(self.settings.auth.rotation_until)
+            await self.keyring.open(self.hub, secrets.token, secrets.token_next, until)
+        except Refused as no:
+            raise StoreRefused(no.text) from no
 
     async def stop(self) -> None:
         """Answer long polls, finish running requests and commits, close everything. Safe after a failed start."""

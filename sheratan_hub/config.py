@@ -10,6 +10,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -26,6 +27,7 @@ class ControlSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8787
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class DataSettings(Section, frozen=True):
@@ -34,6 +36,7 @@ class DataSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8788
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class HubSettings(Section, frozen=True):
@@ -56,10 +59,14 @@ class StoreSettings(Section, frozen=True):
 
 
 class AuthSettings(Section, frozen=True):
-    """The shared token. Its value comes from SHERATAN_HUB_TOKEN or from `token_file`, never from here."""
+    """The shared token, and the one that is to follow it. Values come from variables or from files, never from here."""
 
     token_file: str = ""
     token_required: bool = True
+    token_next_file: str = ""
+    rotation_until: str = ""
+    refusals_free: int = 20
+    refusal_delay_ms: int = 1000
 
 
 class NodeSettings(Section, frozen=True):
@@ -131,6 +138,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
     token: str = "shared-secret"
     hmac_key: str = ""
+    token_next: str = ""
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -170,6 +178,7 @@ ENVIRONMENT = {
     "SHERATAN_RESTART_GRACE_SEC": "hub.restart_grace_seconds",
     "SHERATAN_STORE_URL": "store.url",
     "SHERATAN_HUB_TOKEN_REQUIRED": "auth.token_required",
+    "SHERATAN_HUB_TOKEN_ROTATION_UNTIL": "auth.rotation_until",
     "SHERATAN_NODE_TTL_SEC": "nodes.ttl_seconds",
     "SHERATAN_NODE_DEAD_SEC": "nodes.dead_seconds",
     "SHERATAN_MAX_QUEUE_DEPTH": "queue.max_depth",
@@ -198,12 +207,11 @@ class SecretSource(NamedTuple):
 
 SECRETS = {
     "token": SecretSource(("SHERATAN_HUB_TOKEN_ACTIVE", "SHERATAN_HUB_TOKEN"), "auth.token_file"),
+    "token_next": SecretSource(("SHERATAN_HUB_TOKEN_NEXT",), "auth.token_next_file"),
     "hmac_key": SecretSource(("SHERATAN_RESULT_HMAC_KEY",), "integrity.hmac_key_file"),
 }
 # Part of the contract, but not acted on yet: the start warns about them.
 LATER = (
-    "SHERATAN_HUB_TOKEN_NEXT",
-    "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
     "SHERATAN_MAX_LEASES_PER_NODE",
     "SHERATAN_PRIORITY_AGE_SEC",
     "SHERATAN_DLQ_ENABLED",
@@ -223,6 +231,8 @@ RANGES = {
     "control.port": (0, 65_535),
     "data.port": (0, 65_535),
     "limits.json_depth": (1, 500),
+    "auth.refusals_free": (0, 1_000_000_000),
+    "auth.refusal_delay_ms": (0, 60_000),
     "hub.restart_grace_seconds": (0, 1_000_000_000),
     "queue.item_ttl_seconds": (0, 1_000_000_000),
     "queue.loss_delay_ms": (0, 1_000_000_000),
@@ -427,10 +437,13 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
         yield "hub.data_dir must not be empty."
     if settings.store.url and "://" not in settings.store.url:
         yield "store.url must look like sqlite://FILE, file://DIR or memory://."
-    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+    if not token or not _header_fit(token):
         yield "The token must be printable ASCII without space around it, and not empty; set SHERATAN_HUB_TOKEN."
+    if not _header_fit(secrets.token_next):
+        yield "The next token must be printable ASCII without space around it; set SHERATAN_HUB_TOKEN_NEXT."
+    yield from _auth_problems(settings)
     if not (is_loopback(control.host) and is_loopback(data.host)):
-        if token == DEFAULT_TOKEN:
+        if DEFAULT_TOKEN in (token, secrets.token_next):
             yield "The default token is for 127.0.0.1 only; set SHERATAN_HUB_TOKEN, or bind both planes to 127.0.0.1."
         if not settings.auth.token_required:
             yield "auth.token_required can be switched off only while both planes are bound to 127.0.0.1."
@@ -442,3 +455,37 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
         yield "limits.batch_bytes must not be less than limits.body_bytes."
     if settings.integrity.mode == "hmac" and not secrets.hmac_key:
         yield "integrity.mode hmac needs a key; set SHERATAN_RESULT_HMAC_KEY or integrity.hmac_key_file."
+
+
+def _auth_problems(settings: Settings) -> Iterator[str]:
+    try:
+        until_ms(settings.auth.rotation_until)
+    except ValueError:
+        yield (
+            "auth.rotation_until (SHERATAN_HUB_TOKEN_ROTATION_UNTIL) must be an RFC 3339 time with a zone, "
+            "such as 2027-01-31T12:00:00Z, or whole seconds since 1970."
+        )
+    for name, proxies in (("control", settings.control.trusted_proxies), ("data", settings.data.trusted_proxies)):
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                yield f"{name}.trusted_proxies holds {proxy!r}, which is no address and no network such as 10.0.0.0/8."
+
+
+def until_ms(text: str) -> int:
+    """A deadline in ms since 1970: RFC 3339 with a zone, or whole seconds; 0 for an empty text. Raises ValueError."""
+    text = text.strip()
+    if not text:
+        return 0
+    if re.fullmatch(r"[0-9]{9,11}", text):
+        return int(text) * 1000
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("it names no zone")
+    return max(1, int(moment.timestamp() * 1000))
+
+
+def _header_fit(token: str) -> bool:
+    """Whether a header can carry it."""
+    return token.isascii() and (token.isprintable() or not token) and token == token.strip()

@@ -14,7 +14,15 @@ import pytest
 
 from sheratan_hub.app import App
 from sheratan_hub.clock import Clock, SystemClock, VirtualClock
-from sheratan_hub.config import ControlSettings, DataSettings, HubSettings, Secrets, Settings, StoreSettings
+from sheratan_hub.config import (
+    AuthSettings,
+    ControlSettings,
+    DataSettings,
+    HubSettings,
+    Secrets,
+    Settings,
+    StoreSettings,
+)
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits
 from sheratan_hub.storage import open_store
@@ -102,6 +110,7 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
                 "control": ControlSettings(port=0),
                 "data": DataSettings(port=0),
                 "hub": HubSettings(data_dir=str(tmp_path)),
+                "auth": AuthSettings(refusal_delay_ms=0),
                 "store": StoreSettings(url=f"{scheme}://{tmp_path / 'hub.db' if scheme != 'memory' else ''}"),
                 **tables,
             }

@@ -16,9 +16,9 @@ from pathlib import Path
 FLOORS = {
     0: ("storage", "clock", "config", "log", "canonical"),
     1: ("rules",),
-    2: ("hub", "commit", "deciding", "items", "memo", "upkeep", "waiting", "loops", "metrics", "audit"),
+    2: ("hub", "commit", "deciding", "items", "memo", "upkeep", "waiting", "loops", "metrics", "audit", "keyring"),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_access", "cli_jobs", "cli_output", "cli_target", "cli_tokens", "__main__"),
 }
 CLIENT = (
     "answers",

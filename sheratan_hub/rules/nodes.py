@@ -33,6 +33,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str | int | float | bool] = {}
     attested: Attested = Attested()
     cancel: tuple[str, ...] = ()
+    token_id: str | None = None
 
     def row(self, due_at: int | None) -> Row:
         """The row it is kept as; None: nobody needs to look at it again."""
@@ -92,6 +93,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
     sent_at: str | None = None
     labels: dict[str, str | int | float | bool] | None = None
     claim: Claim | None = None
+    token_id: str | None = None
 
     def wants(self, scene: Scene) -> Wants:
         """The node's row."""
@@ -127,6 +129,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
             status=self.status,
             attested=attested,
             cancel=cancel,
+            token_id=self.token_id or old.token_id,
             **sent,
         )
 

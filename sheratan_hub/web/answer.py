@@ -14,8 +14,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_request import BaseRequest
 
+from sheratan_hub import log
+
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+SERVER = "sheratan-hub"
 
 
 class Answer(web.StreamResponse):
@@ -61,6 +64,9 @@ class Answer(web.StreamResponse):
         elif request.version == HttpVersion10:
             more["Connection"] = "keep-alive"
         lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]) if more else ""
+        request_id = log.request_id.get()
+        if request_id is not None:
+            lines += f"X-Request-Id: {request_id}\r\n"
         start = _start(self._code, self._kind)
         return f"{start}{len(self._text)}\r\nDate: {rfc822_formatted_time()}\r\n{lines}\r\n".encode()
 
@@ -73,4 +79,4 @@ class Answer(web.StreamResponse):
 @lru_cache(256)
 def _start(status: int, kind: str) -> str:
     reason = HTTPStatus(status).phrase
-    return f"HTTP/1.1 {status} {reason}\r\nServer: sheratan-hub\r\nContent-Type: {kind}\r\nContent-Length: "
+    return f"HTTP/1.1 {status} {reason}\r\nServer: {SERVER}\r\nContent-Type: {kind}\r\nContent-Length: "

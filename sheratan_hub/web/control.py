@@ -17,6 +17,7 @@ from sheratan_hub.web.forms import AttestationForm, BeatForm
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, node_answer, reply
+from sheratan_hub.web.tokens import retiring
 
 NO_POLICY = {"version": 0, "sha256": None}
 """Policies are not there yet; version 0 is none."""
@@ -31,7 +32,7 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     node_id = form.node_id or form.host_id or form.host or form.name
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
-    done: Beaten = await call.hub.execute(_beat(node_id, form, labels), call.from_node(node_id))
+    done: Beaten = await call.hub.execute(_beat(call, node_id, form, labels), call.from_node(node_id))
     # Often enough to be seen alive, and to be told of a cancel well before its grace is over.
     after_seconds = min(call.settings.nodes.ttl_seconds / 4, max(1.0, call.settings.queue.cancel_grace_seconds / 3))
     return reply(
@@ -43,7 +44,7 @@ async def heartbeat(call: Call) -> web.StreamResponse:
             "heartbeat_after_seconds": round(after_seconds * (0.9 + call.services.clock.jitter() / 5), 3),
             "cancel": done.cancel,
             "drain": False,
-            "token": {"retiring": False, "until": None},
+            "token": retiring(call.holder),
         }
     )
 
@@ -59,7 +60,7 @@ def read_beat(
     return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])
 
 
-def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool]) -> Beat:
+def _beat(call: Call, node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool]) -> Beat:
     sent_at = form.ts_utc if form.ts_utc is not None else form.timestamp
     return Beat(
         node_id,
@@ -74,6 +75,7 @@ def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bo
         None if sent_at is None else str(sent_at)[:100],
         labels,
         None if form.attestation is None else _claim(form.attestation),
+        call.holder.id or None,
     )
 
 

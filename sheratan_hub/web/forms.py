@@ -171,6 +171,29 @@ class ReleaseForm(Form, frozen=True):
     node_id: Name | None = None
 
 
+class RotationForm(Form, frozen=True):
+    """Begin a rotation of the shared token: `until` a moment, or for so many `seconds`."""
+
+    until: str | None = None
+    seconds: Annotated[float, Meta(ge=1, le=31_536_000)] | None = None
+    token: Annotated[str, Meta(min_length=16, max_length=512, pattern="^[!-~]+$")] | None = None
+
+    def deadline_ms(self) -> tuple[int, int]:
+        """(the moment in ms or 0, the duration in ms or 0). Refused with `invalid_field` unless one is given."""
+        if (self.until is None) == (self.seconds is None):
+            raise Refused(Code.INVALID_FIELD, "either until or seconds must be given - at `$.until`")
+        return _moment_ms(self.until, "until") if self.until else 0, round((self.seconds or 0) * 1000)
+
+
+class AccessForm(Form, frozen=True):
+    """Make a scoped token."""
+
+    role: Literal["node", "producer", "viewer", "admin"]
+    node_id: Name | None = None
+    expires_in_seconds: Annotated[float, Meta(ge=1, le=315_360_000)] | None = None
+    name: Text | None = None
+
+
 class EmptyForm(Form, frozen=True):
     """Nothing; an empty body will do."""
 
@@ -204,14 +227,14 @@ class BeatForm(Form, frozen=True, forbid_unknown_fields=False):
     attestation: AttestationForm | None = None
 
 
-def _moment_ms(text: str) -> int:
+def _moment_ms(text: str, field: str = "not_before") -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise Refused(Code.INVALID_FIELD, "not_before is not an RFC 3339 time - at `$.not_before`") from error
+        raise Refused(Code.INVALID_FIELD, f"{field} is not an RFC 3339 time - at `$.{field}`") from error
     if moment.tzinfo is None:
-        raise Refused(Code.INVALID_FIELD, "not_before names no zone; end it with Z - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{field} names no zone; end it with Z - at `$.{field}`")
     at = int(moment.timestamp() * 1000)
     if at > LAST_MOMENT_MS:
-        raise Refused(Code.INVALID_FIELD, "not_before is too far away - at `$.not_before`")
+        raise Refused(Code.INVALID_FIELD, f"{field} is too far away - at `$.{field}`")
     return at

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -21,18 +23,26 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Origin
+from sheratan_hub.keyring import ANYBODY, Holder
 from sheratan_hub.metrics import Metrics
+from sheratan_hub.rules.access import TOKEN_RIGHTS, Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
-from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.answer import SERVER, Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
+from sheratan_hub.web.binding import bind, speaks_for
 from sheratan_hub.web.body import check_json, decode, read_body
+from sheratan_hub.web.callers import NO_PROXIES, Failures, Proxies
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
 
-Right = Literal["public", "token", "local", "metrics"]
-"""What a route asks of its caller: nothing, the token, loopback on the data plane, or as /metrics is configured."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
+TOKEN_REFUSALS = frozenset({Code.MISSING_TOKEN, Code.INVALID_TOKEN, Code.OLD_TOKEN, Code.EXPIRED_TOKEN})
+"""The refusals that are slowed down for an address that keeps earning them."""
+
+SLOTS = {"active": "active", "old": "active", "next": "next", "access": "access", "anybody": "active"}
+"""As which slot each kind of holder is counted; `retired` never gets that far."""
 
 LARGE_BYTES = 65_536
 """A larger body is checked in a thread, so that others are answered meanwhile."""
@@ -70,6 +80,7 @@ class Services:
     tokens: Tokens
     demand: Demand
     ports: dict[str, int]
+    failures: Failures
 
 
 class Call(msgspec.Struct, eq=False):
@@ -81,6 +92,19 @@ class Call(msgspec.Struct, eq=False):
     params: Mapping[str, str]
     origin: Origin
     form: Any = None
+    holder: Holder = ANYBODY
+    """Whose token it brought; nobody's where none is needed."""
+    proxies: Proxies = NO_PROXIES
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it comes from this machine, and not through a proxy here that nobody trusts."""
+        return is_loopback(self.origin.remote_addr) and not self.proxies.hides(self.request)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it comes from elsewhere without a token that is in force."""
+        return not self.is_local and not self.services.tokens.good(self.request.headers)
 
     @property
     def hub(self) -> Hub:
@@ -95,6 +119,11 @@ class Call(msgspec.Struct, eq=False):
     def from_node(self, node_id: str | None) -> Origin:
         """The origin, once the node is known."""
         return msgspec.structs.replace(self.origin, node_id=node_id)
+
+    def report(self, event: str, node_id: str | None = None, **meta: str) -> None:
+        """Tell the observers of something that this request brought about, for metrics and audit."""
+        origin = self.from_node(node_id) if node_id else self.origin
+        self.hub.report(Event(self.services.clock.now(), event, "client", meta=meta), origin)
 
     def refused(self, no: Refused, node_id: str | None = None) -> None:
         """Tell the observers of a refusal, for metrics and audit."""
@@ -147,8 +176,12 @@ class Table:
 class Plane:
     """The request handler of one port. Broad `except`, one of the four: a bug becomes 500 and one log entry."""
 
-    def __init__(self, name: str, routes: Iterable[Route], services: Services, hosts: HostCheck) -> None:
+    def __init__(
+        self, name: str, routes: Iterable[Route], services: Services, hosts: HostCheck, proxies: Proxies = NO_PROXIES
+    ) -> None:
         routes = list(routes)
+        self._proxies = proxies
+        self._ids, self._id_start = count(1), services.clock.secret()[:12]
         self.name, self._services, self._hosts = name, services, hosts
         self._mine = Table(route for route in routes if route.plane in (name, "both"))
         self._theirs = Table(route for route in routes if route.plane not in (name, "both"))
@@ -157,22 +190,38 @@ class Plane:
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        call = Call(request, self.name, self._services, {}, Origin(self.name, request.remote))
+        origin = Origin(self.name, self._proxies.client(request))
+        call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
+        log.request_id.set(self._request_id(request))
         try:
             route = self._admit(call)
             template = route.path
             if route.form is not None:
                 call.form = await self._read(request, route)
+            if call.holder.slot != "active":
+                await self._scoped(call)
             response = await route.handler(call)
         except Refused as no:
             response = self._refused(call, no)
+            if no.code in TOKEN_REFUSALS and not await self._services.failures.refused(call.origin.remote_addr):
+                response.force_close()
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
             response = self._bug(request, template)
         self._services.metrics.answered(self.name, template, response.status)
+        if not isinstance(response, Answer) and not response.prepared:
+            response.headers["Server"] = SERVER
+            response.headers["X-Request-Id"] = log.request_id.get() or ""
         return response
+
+    def _request_id(self, request: BaseRequest) -> str:
+        """The client's own id for the request if it has a sane one, else a new one."""
+        given = request.headers.get("X-Request-Id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._id_start}-{next(self._ids):x}"
 
     def _admit(self, call: Call) -> Route:
         """All gates but the body."""
@@ -193,7 +242,7 @@ class Plane:
         if values:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
             call.params = dict(zip(names, values, strict=True))
-        self._authorize(route, request)
+        self._authorize(call, route)
         return route
 
     def _lost(self, path: str, *, theirs: bool) -> Refused:
@@ -204,12 +253,32 @@ class Plane:
             return Refused(Code.PORT_MISMATCH, text, reason=f"{other}_path_on_{self.name}_port")
         return Refused(Code.UNKNOWN_PATH, f"there is no {path[:200]} here")
 
-    def _authorize(self, route: Route, request: BaseRequest) -> None:
-        if route.right == "local" and self.name == "data" and not is_loopback(request.remote):
+    def _authorize(self, call: Call, route: Route) -> None:
+        """The right that the route asks for. A token comes before loopback, so that strangers learn nothing."""
+        right, services = route.right, self._services
+        if right in TOKEN_RIGHTS or (right == "metrics" and services.settings.metrics.require_token):
+            try:
+                call.holder = holder = services.tokens.check(call.request.headers, right)
+            except Refused as no:
+                if no.code is Code.OLD_TOKEN:
+                    call.report("token.retired_used")
+                raise
+            services.metrics.accepted(SLOTS[holder.slot])
+        if right == "admin" and not call.is_local:
+            raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
+        if right == "local" and self.name == "data" and not call.is_local:
             raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
-        if route.right == "token" or (route.right == "metrics" and self._services.settings.metrics.require_token):
-            self._services.tokens.check(request.headers)
-            self._services.metrics.minute.add("auth.active")
+
+    async def _scoped(self, call: Call) -> None:
+        """A node's token is held to its node; while a rotation is under way, who uses which token is noted."""
+        holder = call.holder
+        if holder.node_id is not None:
+            await bind(call, holder)
+        elif holder.slot in ("next", "old"):
+            node_id = speaks_for(call)
+            if node_id is not None:
+                self._services.tokens.keyring.used(node_id, holder)
+            call.report(f"token.accepted_{holder.slot}", node_id, token_id=holder.id)
 
     async def _read(self, request: BaseRequest, route: Route) -> Any:
         limits = self._services.settings.limits
@@ -235,10 +304,8 @@ class Plane:
         return response
 
     def _bug(self, request: BaseRequest, template: str) -> Answer:
-        request_id = self._services.clock.secret()[:12]
-        carried = log.request_id.set(request_id)
+        request_id = log.request_id.get() or ""
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)
-        log.request_id.reset(carried)
         no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
         return problem(no, request_id=request_id)
 

@@ -72,6 +72,7 @@ SPECIAL = {
     "queue.backpressure_mode": ("503", 503),
     "integrity.mode": ("none", "none"),
     "auth.token_required": ("0", False),
+    "auth.rotation_until": ("2027-01-31T12:00:00Z", "2027-01-31T12:00:00Z"),
     "integrity.required": ("YES", True),
     "nodes.dead_seconds": ("777", 777),
     "retry.backoff_base_ms": ("77", 77),
@@ -291,7 +292,7 @@ def test_explain_says_where_each_value_comes_from():
     assert rows["data.port"] == (2, "SHERATAN_DATA_PORT")
     assert rows["log.level"] == ("debug", "command line")
     assert rows["control.port"] == (8787, "default")
-    assert set(rows) == {*config.FIELDS, "token", "hmac_key"}
+    assert set(rows) == {*config.FIELDS, *config.SECRETS}
 
 
 def test_no_secret_is_shown_anywhere():

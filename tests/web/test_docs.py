@@ -21,6 +21,7 @@ from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules import jobs, pull
+from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.finish import Finished
@@ -45,6 +46,8 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "An extension": forms.ExtendForm,
     "A release": forms.ReleaseForm,
     "Heartbeat": forms.BeatForm,
+    "A rotation": forms.RotationForm,
+    "A scoped token": forms.AccessForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -92,6 +95,12 @@ def test_the_reference_tells_the_right_of_every_route():
     told = {row[0].strip("`"): row[1].strip("`") for plane in PLANE_HEADINGS for row in table(plane)}
     assert told == {f"{route.method} {route.path}": route.right for route in ROUTES}
     assert {row[0].strip("`") for row in table("Credentials")} == {route.right for route in ROUTES}
+
+
+def test_the_reference_tells_the_rights_of_every_role():
+    told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in table("Scoped tokens")}
+    served = {route.right for route in ROUTES}
+    assert told == {role: rights & served for role, rights in GRANTS.items()}
 
 
 def test_the_reference_tells_whether_a_route_takes_a_body_and_may_do_without():
@@ -296,9 +305,11 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
         | {"job.submitted", "job.cancel_requested"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
-        | {"node.forgotten"},
+        | {"node.forgotten"}
+        | {f"token.rotation_{what}" for what in ("started", "finalized", "abandoned")}
+        | {"access.created", "access.revoked"},
     )
-    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull)\.\w+)`", section("Ledger")))
+    known = set(column("Ledger")) | set(re.findall(r"`((?:hub|key|pull|token)\.\w+)`", section("Ledger")))
     assert set(events_in_code()) <= known
 
 
