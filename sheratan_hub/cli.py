@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sheratan_hub import __version__
+from sheratan_hub.cli_access import access
 from sheratan_hub.cli_jobs import jobs, submit
 from sheratan_hub.cli_output import NODE_COLUMNS, say, show_many
 from sheratan_hub.cli_target import (
@@ -24,6 +25,7 @@ from sheratan_hub.cli_target import (
     run,
     words,
 )
+from sheratan_hub.cli_tokens import tokens
 
 config_option = click.option("--config", "path", type=click.Path(), help="Settings file instead of ./hub.toml.")
 
@@ -41,6 +43,8 @@ def main(context: click.Context, control_url: str | None, data_url: str | None, 
 
 main.add_command(submit)
 main.add_command(jobs)
+main.add_command(tokens)
+main.add_command(access)
 
 
 @main.command()

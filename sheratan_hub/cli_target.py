@@ -26,6 +26,7 @@ class Target:
     def __init__(self, control_url: str | None, data_url: str | None, token_file: str | None) -> None:
         self.control_url = control_url
         self.data_url = data_url
+        self.token_file = token_file
         self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN_ACTIVE") or os.environ.get("SHERATAN_HUB_TOKEN")
         if token_file is not None:
             with open(token_file, encoding="utf-8") as file:
@@ -38,7 +39,8 @@ class Target:
 
         token = self.token if self.token is not None else DEFAULT_TOKEN
         try:
-            return HubClient(self.control_url or CONTROL_URL, self.data_url or DATA_URL, token, **options)
+            urls = self.control_url or CONTROL_URL, self.data_url or DATA_URL
+            return HubClient(*urls, token, token_file=self.token_file, **options)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
 

@@ -67,7 +67,8 @@ class HubClient:
     Lost connections, cut answers, 429 and 503 are tried again with full jitter and Retry-After, for up to
     `patience_seconds` a call (0: one try). Every method raises `HubRefused` when the hub says no and
     `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
-    answer may take beyond what a long poll waits on purpose; `hmac_key` signs results.
+    answer may take beyond what a long poll waits on purpose; `hmac_key` signs results. `token_file` is read again when
+    the hub takes the token no longer, or by `reload_token`.
 
     Any number of tasks may share one client. Calls of `submit`, and of `complete` and `fail`, that are made while
     others are under way travel as one request; each still has its own outcome.
@@ -86,6 +87,7 @@ class HubClient:
         answer_seconds: float = 30.0,
         connections: int = 32,
         hmac_key: str | None = None,
+        token_file: str | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._hmac_key = hmac_key
@@ -98,6 +100,7 @@ class HubClient:
             backoff_cap_ms=backoff_cap_ms,
             answer_seconds=answer_seconds,
             connections=connections,
+            token_file=token_file,
         )
         self._submits = Merger(self._hub, "jobs", Submitted)
         self._reports = Merger(self._hub, "results", Accepted)
@@ -115,6 +118,14 @@ class HubClient:
         await self._submits.close()
         await self._reports.close()
         await self._hub.__aexit__(kind, error, trace)
+
+    def reload_token(self) -> bool:
+        """Read `token_file` again; whether it held another token, which is used from now on."""
+        return self._hub.reload_token()
+
+    async def call(self, plane: Plane, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """Any route, by hand: the answer as it stands. The path must be quoted."""
+        return await self._hub.ask(Request(plane, method, path, None if body is None else json_text(body)), dict)
 
     async def submit(
         self,

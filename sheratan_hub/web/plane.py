@@ -25,24 +25,18 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.items import Origin
 from sheratan_hub.keyring import ANYBODY, Holder
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules.access import TOKEN_RIGHTS, Right
+from sheratan_hub.rules.access import Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.web.answer import SERVER, Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
-from sheratan_hub.web.binding import bind, speaks_for
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.callers import NO_PROXIES, Failures, Proxies
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
+from sheratan_hub.web.gate import TOKEN_REFUSALS, authorize, hold
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-
-TOKEN_REFUSALS = frozenset({Code.MISSING_TOKEN, Code.INVALID_TOKEN, Code.OLD_TOKEN, Code.EXPIRED_TOKEN})
-"""The refusals that are slowed down for an address that keeps earning them."""
-
-SLOTS = {"active": "active", "old": "active", "next": "next", "access": "access", "anybody": "active"}
-"""As which slot each kind of holder is counted; `retired` never gets that far."""
 
 LARGE_BYTES = 65_536
 """A larger body is checked in a thread, so that others are answered meanwhile."""
@@ -200,7 +194,7 @@ class Plane:
             if route.form is not None:
                 call.form = await self._read(request, route)
             if call.holder.slot != "active":
-                await self._scoped(call)
+                await hold(call)
             response = await route.handler(call)
         except Refused as no:
             response = self._refused(call, no)
@@ -242,7 +236,7 @@ class Plane:
         if values:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
             call.params = dict(zip(names, values, strict=True))
-        self._authorize(call, route)
+        authorize(call, route.right)
         return route
 
     def _lost(self, path: str, *, theirs: bool) -> Refused:
@@ -252,33 +246,6 @@ class Plane:
             text = f"{path[:200]} belongs to the {other} plane on port {self._services.ports[other]}"
             return Refused(Code.PORT_MISMATCH, text, reason=f"{other}_path_on_{self.name}_port")
         return Refused(Code.UNKNOWN_PATH, f"there is no {path[:200]} here")
-
-    def _authorize(self, call: Call, route: Route) -> None:
-        """The right that the route asks for. A token comes before loopback, so that strangers learn nothing."""
-        right, services = route.right, self._services
-        if right in TOKEN_RIGHTS or (right == "metrics" and services.settings.metrics.require_token):
-            try:
-                call.holder = holder = services.tokens.check(call.request.headers, right)
-            except Refused as no:
-                if no.code is Code.OLD_TOKEN:
-                    call.report("token.retired_used")
-                raise
-            services.metrics.accepted(SLOTS[holder.slot])
-        if right == "admin" and not call.is_local:
-            raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
-        if right == "local" and self.name == "data" and not call.is_local:
-            raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
-
-    async def _scoped(self, call: Call) -> None:
-        """A node's token is held to its node; while a rotation is under way, who uses which token is noted."""
-        holder = call.holder
-        if holder.node_id is not None:
-            await bind(call, holder)
-        elif holder.slot in ("next", "old"):
-            node_id = speaks_for(call)
-            if node_id is not None:
-                self._services.tokens.keyring.used(node_id, holder)
-            call.report(f"token.accepted_{holder.slot}", node_id, token_id=holder.id)
 
     async def _read(self, request: BaseRequest, route: Route) -> Any:
         limits = self._services.settings.limits
