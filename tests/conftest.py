@@ -104,7 +104,9 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
     """Starts hubs: `make_site(scheme, clock, **settings)`; settings are whole tables by name."""
     sites: list[Site] = []
 
-    async def make(scheme: str = "memory", clock: Clock | None = None, **tables: Any) -> Site:
+    async def make(
+        scheme: str = "memory", clock: Clock | None = None, secrets: Secrets | None = None, **tables: Any
+    ) -> Site:
         settings = Settings(
             **{
                 "control": ControlSettings(port=0),
@@ -116,7 +118,7 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
             }
         )
         clock = clock or SystemClock()
-        app = App(settings, Secrets(token=TOKEN), open_store(settings.store.url, clock), clock)
+        app = App(settings, secrets or Secrets(token=TOKEN), open_store(settings.store.url, clock), clock)
         await app.start()
         session = aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"})
         sites.append(Site(app, session))
