@@ -14,11 +14,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.web_request import BaseRequest
 
-from sheratan_hub import log
-
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 SERVER = "sheratan-hub"
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Under this name a request keeps its id."""
 
 
 class Answer(web.StreamResponse):
@@ -64,9 +64,9 @@ class Answer(web.StreamResponse):
         elif request.version == HttpVersion10:
             more["Connection"] = "keep-alive"
         lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]) if more else ""
-        request_id = log.request_id.get()
+        request_id = request.get(REQUEST_ID)
         if request_id is not None:
-            lines += f"X-Request-Id: {request_id}\r\n"
+            lines += f"X-Request-ID: {request_id}\r\n"
         start = _start(self._code, self._kind)
         return f"{start}{len(self._text)}\r\nDate: {rfc822_formatted_time()}\r\n{lines}\r\n".encode()
 

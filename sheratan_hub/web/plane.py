@@ -28,7 +28,7 @@ from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules.access import Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
-from sheratan_hub.web.answer import SERVER, Answer
+from sheratan_hub.web.answer import REQUEST_ID, SERVER, Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.callers import NO_PROXIES, Failures, Proxies
@@ -36,7 +36,7 @@ from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
 from sheratan_hub.web.gate import TOKEN_REFUSALS, authorize, hold
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 LARGE_BYTES = 65_536
 """A larger body is checked in a thread, so that others are answered meanwhile."""
@@ -187,7 +187,8 @@ class Plane:
         origin = Origin(self.name, self._proxies.client(request))
         call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
-        log.request_id.set(self._request_id(request))
+        request[REQUEST_ID] = request_id = self._request_id(request)
+        log.request_id.set(request_id)
         try:
             route = self._admit(call)
             template = route.path
@@ -207,13 +208,13 @@ class Plane:
         self._services.metrics.answered(self.name, template, response.status)
         if not isinstance(response, Answer) and not response.prepared:
             response.headers["Server"] = SERVER
-            response.headers["X-Request-Id"] = log.request_id.get() or ""
+            response.headers["X-Request-ID"] = request_id
         return response
 
     def _request_id(self, request: BaseRequest) -> str:
         """The client's own id for the request if it has a sane one, else a new one."""
-        given = request.headers.get("X-Request-Id")
-        if given is not None and REQUEST_ID.fullmatch(given):
+        given = request.headers.get("X-Request-ID")
+        if given is not None and SANE_ID.fullmatch(given):
             return given
         return f"{self._id_start}-{next(self._ids):x}"
 
@@ -271,7 +272,7 @@ class Plane:
         return response
 
     def _bug(self, request: BaseRequest, template: str) -> Answer:
-        request_id = log.request_id.get() or ""
+        request_id = request[REQUEST_ID]
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)
         no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
         return problem(no, request_id=request_id)

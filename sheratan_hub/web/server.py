@@ -9,7 +9,6 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
-from sheratan_hub import log
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.web.body import BrokenBody
 from sheratan_hub.web.errors import problem
@@ -62,7 +61,6 @@ class Protocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what never became a request; nobody, when the client has gone; the rest is aiohttp's own matter."""
-        log.request_id.set(None)
         if isinstance(exc, ConnectionError):
             raise exc
         if status >= 500:
