@@ -45,6 +45,7 @@ bench: setup ## every store's speed against an empty handler, 10 minutes; BENCH=
 torture: setup ## what takes too long for make test: 100 kills of a hub on each store, every damage and power cut; 8 minutes
 	@for store in sqlite file; do $(BIN)/python tools/crash.py --store $$store --kills 100 || exit 1; done
 	@STORE_TORTURE=4 $(BIN)/python -m pytest -q tests/stores/test_file_power.py tests/stores/test_file_damage.py
+	@ROTATIONS=20 $(BIN)/python -m pytest -q tests/e2e/test_rotation.py
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh
