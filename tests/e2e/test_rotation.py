@@ -190,6 +190,8 @@ def test_a_worker_follows_its_token_file_without_a_lost_beat_or_job(tmp_path: Pa
         state = cli(hub, "tokens", "status", token=new)
         assert state["nodes"]["n1"]["token_id"] == state["active"]["id"] == begun["next"]
         assert state["locked_out"] == []
+        audit = (tmp_path / "var/logs/hub_security_audit.jsonl").read_text()
+        assert '"AUTH_FAILURE"' not in audit, "it went over before it was refused"
         refused = cli_refused(hub, "tokens", "abandon", token=TOKEN)
         assert "no longer valid" in refused
     finally:

@@ -183,6 +183,22 @@ async def test_a_rotation_over_the_api_from_begin_to_end(
     assert value not in json.dumps(state) + site.app.audit.path.read_text()
 
 
+async def test_what_nodes_used_before_a_rotation_and_a_restart_is_known(make_site: MakeSite, as_token: Ask) -> None:
+    site = await make_site("sqlite", secrets=Secrets(OLD))
+    await as_token(site, OLD, *beat("n1"))
+    _, made = await as_token(site, OLD, "POST", "/api/access", {"role": "node", "node_id": "n2"})
+    await as_token(site, made["token"], *beat("n2"))
+    await stop(site)
+    site = await make_site("sqlite", secrets=Secrets(OLD))
+    _, begun = await as_token(site, OLD, "POST", "/api/tokens/rotation", {"seconds": 60})
+    _, state = await as_token(site, OLD, "GET", "/api/tokens")
+    assert {node: use["token_id"] for node, use in state["nodes"].items()} == {
+        "n1": begun["active"]["id"],
+        "n2": made["access_id"],
+    }
+    assert state["locked_out"] == ["n1"]
+
+
 async def test_a_given_token_is_not_shown_and_may_be_sent_again(make_site: MakeSite, as_token: Ask) -> None:
     site = await make_site(secrets=Secrets(OLD))
     body = {"seconds": 60, "token": NEW}
