@@ -483,7 +483,7 @@ def until_ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("it names no zone")
-    return max(1, int(moment.timestamp() * 1000))
+    return min(max(1, int(moment.timestamp() * 1000)), 253_370_764_800_000)
 
 
 def _header_fit(token: str) -> bool:

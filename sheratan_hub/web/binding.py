@@ -63,10 +63,15 @@ def _entries(form: Any) -> list[_Entry]:
 
 
 async def bind(call: Call, holder: Holder) -> None:
-    """Refused with `forbidden_node` when the request names, or touches a lease of, another node than the token's."""
+    """Refused with `forbidden_node` when the request names, or touches a lease of, another node than the token's.
+
+    A body that may name its node and does not is taken to name the token's, so that the rules hold it to that.
+    """
     for name in _named(call):
         if name != holder.node_id:
             raise _forbidden(holder, f"this token is for the node {holder.node_id} only, not for {name[:200]}")
+    if not getattr(call.form, "node_id", holder.node_id):
+        call.form = msgspec.structs.replace(call.form, node_id=holder.node_id)
     leases = _leases(call)
     if not leases:
         return

@@ -186,6 +186,35 @@ async def test_a_nodes_token_speaks_for_its_node(
     assert status in (200, 404), told
 
 
+async def test_a_nodes_token_need_not_name_its_node_where_others_need_not(holders: Holders) -> None:
+    await holders.site.submit()
+    lease = await holders.site.lease("n1")
+    for path, body in (
+        (f"/api/jobs/{lease['job_id']}/extend", {"lease_id": lease["lease_id"]}),
+        ("/mesh/submit_result", {"job_id": lease["job_id"], "ok": True}),
+    ):
+        assert (await holders.ask("node", "data", "POST", path, json=body))[0] == 200
+    await holders.site.submit()
+    _, told = await holders.ask("node", "data", "POST", "/mesh/pull_requests", json={})
+    assert [job["attempt"] for job in told["jobs"]] == [1]
+    assert (await holders.site.job(told["jobs"][0]["job_id"]))["node_id"] == "n1"
+
+
+async def test_a_job_that_changes_hands_after_the_look_is_still_not_its_own(
+    holders: Holders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await holders.site.submit()
+    lease = await holders.site.lease("n2")
+
+    async def unaware(_: object) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(holders.site.app.hub, "fetch", unaware)
+    body = {"job_id": lease["job_id"], "ok": True}
+    status, told = await holders.ask("node", "data", "POST", "/mesh/submit_result", json=body)
+    assert (status, told["code"]) == (409, "not_holder")
+
+
 async def test_one_path_and_another_node_in_the_query_is_refused(holders: Holders) -> None:
     status, told = await holders.ask("node", "data", "GET", "/mesh/pull_requests/n1?node_id=n2")
     assert (status, told["code"]) == (403, "forbidden_node")
