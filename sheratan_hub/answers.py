@@ -127,6 +127,13 @@ class Job(Answer, frozen=True, kw_only=True):
     late: list[dict[str, Any]] = []
 
 
+class TokenState(msgspec.Struct, frozen=True):
+    """Whether the token that was used is about to end, and when (None: not by itself)."""
+
+    retiring: bool = False
+    until: str | None = None
+
+
 class Beat(Answer, frozen=True, kw_only=True):
     """The answer to a heartbeat: when the next is due, which jobs to stop, whether to take no more."""
 
@@ -136,6 +143,7 @@ class Beat(Answer, frozen=True, kw_only=True):
     drain: bool = False
     attestation_status: str | None = None
     policy_version: int | str | None = None
+    token: TokenState = TokenState()
 
 
 class Node(Answer, frozen=True, kw_only=True):

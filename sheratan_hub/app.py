@@ -1,4 +1,7 @@
-"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it."""
+"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it.
+
+It is longer than 300 lines because everything is wired here, and only here.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,10 @@ from sheratan_hub.audit import Audit
 from sheratan_hub.audit_check import AuditView
 from sheratan_hub.audit_lines import FILE_NAME
 from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url
+from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url, until_ms
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
+from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
@@ -31,6 +36,7 @@ from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
 from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
+from sheratan_hub.web.callers import Failures, Proxies
 from sheratan_hub.web.connections import Bounds
 from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.room import Room
@@ -142,17 +148,21 @@ class App:
         self.hub.observe(self.metrics.committed)
         if self.ledger is not None:
             self.hub.observe(self.ledger.committed)
+        self.keyring = Keyring(clock)
+        self.hub.observe(self.keyring.committed)
+        self._secrets: Secrets | None = secrets
         self.ports = {"control": settings.control.port, "data": settings.data.port}
         self.services = Services(
             self.hub,
             clock,
             settings,
             self.metrics,
-            Tokens(secrets.token, clock.secret(), settings.auth.token_required),
+            Tokens(self.keyring, clock, settings.auth.token_required),
             Demand(settings.integrity.mode, settings.integrity.required, secrets.hmac_key),
             self.ports,
             Room(self.hub, clock),
             AuditView(self.audit, clock),
+            Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
         )
         self._watch = self._watching() if settings.alerts.in_process else None
         self._listeners: dict[str, Listener] = {}
@@ -168,20 +178,35 @@ class App:
             await self.hub.sweep()
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
-        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), Loop("tidy", self._tidy, self.clock, 10_000)]
+        await self._open_keyring()
+        turn = Loop("rotate", partial(self.keyring.turn, self.hub), self.clock)
+        loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), turn]
+        loops.append(Loop("tidy", self._tidy, self.clock, 10_000))
         loops += self._watch.loops if self._watch else []
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
-            plane = Plane(name, ROUTES, self.services, HostCheck(place.host, place.hosts))
+            hosts, proxies = HostCheck(place.host, place.hosts), Proxies(place.trusted_proxies)
+            plane = Plane(name, ROUTES, self.services, hosts, proxies)
             listener = self._listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), self._tls)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
             self.metrics.watch(name, listener.connections)
             self.ports[name] = await self._listeners[name].start(place.host, place.port)
         gc.collect()
         gc.freeze()
+
+    async def _open_keyring(self) -> None:
+        """Let settings and store agree on the tokens; from then on nobody here knows their values."""
+        secrets, self._secrets = self._secrets, None
+        if secrets is None:
+            raise RuntimeError("a hub is started once")
+        try:
+            until = until_ms(self.settings.auth.rotation_until)
+            await self.keyring.open(self.hub, secrets.token, secrets.token_next, until)
+        except Refused as no:
+            raise StoreRefused(no.text) from no
 
     async def stop(self) -> None:
         """Answer long polls, finish running requests and commits, close everything. Safe after a failed start."""

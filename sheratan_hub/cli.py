@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sheratan_hub import __version__
+from sheratan_hub.cli_access import access
 from sheratan_hub.cli_audit import audit, watch
 from sheratan_hub.cli_jobs import jobs, submit
 from sheratan_hub.cli_nodes import nodes
@@ -25,6 +26,7 @@ from sheratan_hub.cli_target import (
     run,
     words,
 )
+from sheratan_hub.cli_tokens import tokens
 
 config_option = click.option("--config", "path", type=click.Path(), help="Settings file instead of ./hub.toml.")
 
@@ -56,6 +58,8 @@ main.add_command(jobs)
 main.add_command(nodes)
 main.add_command(audit)
 main.add_command(watch)
+main.add_command(tokens)
+main.add_command(access)
 
 
 @main.command()
@@ -74,8 +78,6 @@ def serve(path: str | None, **flags: object) -> NoReturn:
     try:
         given = {name.replace("__", "."): value for name, value in flags.items()}
         settings, secrets = config.load(path, os.environ, given)
-        for name in config.later(os.environ):
-            say(f"{name} has no effect in this version")
         sys.exit(app.serve(settings, secrets))
     except config.BadConfig as bad:
         give_up(str(bad), EXIT_CONFIG)
@@ -164,8 +166,6 @@ def config_check(path: str | None) -> None:
         open_store(config.store_url(settings), SystemClock())
     except (config.BadConfig, StoreRefused) as bad:
         give_up(str(bad), EXIT_CONFIG)
-    for name in config.later(os.environ):
-        say(f"{name} has no effect in this version")
     click.echo("ok")
 
 

@@ -35,6 +35,7 @@ class Target:
         self._ca, self._cert, self._cert_key = ca, cert, cert_key
         self.control_url = control_url
         self.data_url = data_url
+        self.token_file = token_file
         self.token: str | None = os.environ.get("SHERATAN_HUB_TOKEN_ACTIVE") or os.environ.get("SHERATAN_HUB_TOKEN")
         if token_file is not None:
             with open(token_file, encoding="utf-8") as file:
@@ -48,7 +49,14 @@ class Target:
         token = self.token if self.token is not None else DEFAULT_TOKEN
         try:
             tls = client_tls(self._ca, self._cert, self._cert_key) if self._ca or self._cert else None
-            return HubClient(self.control_url or CONTROL_URL, self.data_url or DATA_URL, token, tls=tls, **options)
+            return HubClient(
+                self.control_url or CONTROL_URL,
+                self.data_url or DATA_URL,
+                token,
+                tls=tls,
+                token_file=self.token_file,
+                **options,
+            )
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from None
 

@@ -70,7 +70,8 @@ class HubClient:
     `patience_seconds` a call (0: one try). Every method raises `HubRefused` when the hub says no and
     `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
     answer may take beyond what a long poll waits on purpose; `hmac_key` signs results; `tls` is for a hub
-    whose certificate the system does not know, or that asks for one (see `client_tls`).
+    whose certificate the system does not know, or that asks for one (see `client_tls`). `token_file` is read again when
+    the hub takes the token no longer, or by `reload_token`.
 
     Any number of tasks may share one client. Calls of `submit`, and of `complete` and `fail`, that are made while
     others are under way travel as one request; each still has its own outcome.
@@ -90,6 +91,7 @@ class HubClient:
         connections: int = 32,
         hmac_key: str | None = None,
         tls: ssl.SSLContext | None = None,
+        token_file: str | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._hmac_key = hmac_key
@@ -103,6 +105,7 @@ class HubClient:
             answer_seconds=answer_seconds,
             connections=connections,
             tls=tls,
+            token_file=token_file,
         )
         self._submits = Merger(self._hub, "jobs", Submitted)
         self._reports = Merger(self._hub, "results", Accepted)
@@ -120,6 +123,14 @@ class HubClient:
         await self._submits.close()
         await self._reports.close()
         await self._hub.__aexit__(kind, error, trace)
+
+    def reload_token(self) -> bool:
+        """Read `token_file` again; whether it held another token, which is used from now on."""
+        return self._hub.reload_token()
+
+    async def call(self, plane: Plane, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """Any route, by hand: the answer as it stands. The path must be quoted."""
+        return await self._hub.ask(Request(plane, method, path, None if body is None else json_text(body)), dict)
 
     async def submit(
         self,

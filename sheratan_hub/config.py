@@ -10,6 +10,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
@@ -29,6 +30,7 @@ class ControlSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8787
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class DataSettings(Section, frozen=True):
@@ -37,6 +39,7 @@ class DataSettings(Section, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8788
     hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class HubSettings(Section, frozen=True):
@@ -59,10 +62,14 @@ class StoreSettings(Section, frozen=True):
 
 
 class AuthSettings(Section, frozen=True):
-    """The shared token. Its value comes from SHERATAN_HUB_TOKEN or from `token_file`, never from here."""
+    """The shared token, and the one that is to follow it. Values come from variables or from files, never from here."""
 
     token_file: str = ""
     token_required: bool = True
+    token_next_file: str = ""
+    rotation_until: str = ""
+    refusals_free: int = 20
+    refusal_delay_ms: int = 1000
 
 
 class NodeSettings(Section, frozen=True):
@@ -238,6 +245,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
     token: str = "shared-secret"
     hmac_key: str = ""
+    token_next: str = ""
 
     def __repr__(self) -> str:
         return "Secrets(***)"
@@ -285,6 +293,7 @@ ENVIRONMENT = {
     "SHERATAN_RESTART_GRACE_SEC": "hub.restart_grace_seconds",
     "SHERATAN_STORE_URL": "store.url",
     "SHERATAN_HUB_TOKEN_REQUIRED": "auth.token_required",
+    "SHERATAN_HUB_TOKEN_ROTATION_UNTIL": "auth.rotation_until",
     "SHERATAN_NODE_TTL_SEC": "nodes.ttl_seconds",
     "SHERATAN_NODE_DEAD_SEC": "nodes.dead_seconds",
     "SHERATAN_ATTESTATION_FLIP_WINDOW_SEC": "attestation.flip_window_seconds",
@@ -319,13 +328,9 @@ class SecretSource(NamedTuple):
 
 SECRETS = {
     "token": SecretSource(("SHERATAN_HUB_TOKEN_ACTIVE", "SHERATAN_HUB_TOKEN"), "auth.token_file"),
+    "token_next": SecretSource(("SHERATAN_HUB_TOKEN_NEXT",), "auth.token_next_file"),
     "hmac_key": SecretSource(("SHERATAN_RESULT_HMAC_KEY",), "integrity.hmac_key_file"),
 }
-# Part of the contract, but not acted on yet: the start warns about them.
-LATER = (
-    "SHERATAN_HUB_TOKEN_NEXT",
-    "SHERATAN_HUB_TOKEN_ROTATION_UNTIL",
-)
 YES_NO = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 RATE_LIMITS = "rate_limits"
@@ -345,6 +350,8 @@ RANGES = {
     "limits.connections": (0, 1_000_000_000),
     "limits.connections_per_address": (0, 1_000_000_000),
     "attestation.spoof_threshold": (1, 1000),
+    "auth.refusals_free": (0, 1_000_000_000),
+    "auth.refusal_delay_ms": (0, 60_000),
     "hub.restart_grace_seconds": (0, 1_000_000_000),
     "queue.item_ttl_seconds": (0, 1_000_000_000),
     "queue.loss_delay_ms": (0, 1_000_000_000),
@@ -398,11 +405,6 @@ def explain(path: str | None, environ: Mapping[str, str], flags: Flags | None = 
     shown = [(key, hide_password(str(value)) if key == "store.url" else value, origin) for key, value, origin in plain]
     rates = [(key, *one) for key, one in given.items() if key.startswith(f"{RATE_LIMITS}.")]
     return shown + rates + [(name, "***", _secret(name, given, environ)[1]) for name in SECRETS]
-
-
-def later(environ: Mapping[str, str]) -> list[str]:
-    """The variables that are set and part of the contract, but not acted on by this version."""
-    return [name for name in LATER if name in environ]
 
 
 def store_url(settings: Settings) -> str:
@@ -479,7 +481,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Given]:
 def _refuse_typos(environ: Mapping[str, str]) -> None:
     """Raise for a variable close to one of ours; others may begin with SHERATAN_ for other software."""
     prefix = "SHERATAN_"
-    ours = {*ENVIRONMENT, *LATER, *(name for source in SECRETS.values() for name in source.variables)}
+    ours = {*ENVIRONMENT, *(name for source in SECRETS.values() for name in source.variables)}
     endings = [name.removeprefix(prefix) for name in ours]
     for name in sorted(environ.keys() - ours):
         near = difflib.get_close_matches(name.removeprefix(prefix), endings, n=1, cutoff=0.8)
@@ -587,10 +589,13 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
         yield "hub.data_dir must not be empty."
     if settings.store.url and "://" not in settings.store.url:
         yield "store.url must look like sqlite://FILE, file://DIR or memory://."
-    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+    if not token or not _header_fit(token):
         yield "The token must be printable ASCII without space around it, and not empty; set SHERATAN_HUB_TOKEN."
+    if not _header_fit(secrets.token_next):
+        yield "The next token must be printable ASCII without space around it; set SHERATAN_HUB_TOKEN_NEXT."
+    yield from _auth_problems(settings)
     if not (is_loopback(control.host) and is_loopback(data.host)):
-        if token == DEFAULT_TOKEN:
+        if DEFAULT_TOKEN in (token, secrets.token_next):
             yield "The default token is for 127.0.0.1 only; set SHERATAN_HUB_TOKEN, or bind both planes to 127.0.0.1."
         if not settings.auth.token_required:
             yield "auth.token_required can be switched off only while both planes are bound to 127.0.0.1."
@@ -610,3 +615,37 @@ def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
             yield f"alerts.{name}: {rule.event} is no audit event" + (f"; did you mean {near[0]}?" if near else ".")
     if settings.integrity.mode == "hmac" and not secrets.hmac_key:
         yield "integrity.mode hmac needs a key; set SHERATAN_RESULT_HMAC_KEY or integrity.hmac_key_file."
+
+
+def _auth_problems(settings: Settings) -> Iterator[str]:
+    try:
+        until_ms(settings.auth.rotation_until)
+    except ValueError:
+        yield (
+            "auth.rotation_until (SHERATAN_HUB_TOKEN_ROTATION_UNTIL) must be an RFC 3339 time with a zone, "
+            "such as 2027-01-31T12:00:00Z, or whole seconds since 1970."
+        )
+    for name, proxies in (("control", settings.control.trusted_proxies), ("data", settings.data.trusted_proxies)):
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                yield f"{name}.trusted_proxies holds {proxy!r}, which is no address and no network such as 10.0.0.0/8."
+
+
+def until_ms(text: str) -> int:
+    """A deadline in ms since 1970: RFC 3339 with a zone, or whole seconds; 0 for an empty text. Raises ValueError."""
+    text = text.strip()
+    if not text:
+        return 0
+    if re.fullmatch(r"[0-9]{9,11}", text):
+        return int(text) * 1000
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("it names no zone")
+    return min(max(1, int(moment.timestamp() * 1000)), 253_370_764_800_000)
+
+
+def _header_fit(token: str) -> bool:
+    """Whether a header can carry it."""
+    return token.isascii() and (token.isprintable() or not token) and token == token.strip()

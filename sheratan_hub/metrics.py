@@ -22,6 +22,18 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.items import Committed
 from sheratan_hub.rules.lanes import Lanes
 
+AUTH_REASONS = {
+    "refused.missing_token": "missing_token",
+    "refused.invalid_token": "invalid_token",
+    "refused.forbidden_role": "invalid_token",
+    "refused.forbidden_node": "invalid_token",
+    "refused.old_token": "old_token",
+    "refused.expired_token": "old_token",
+}
+"""The `reason` that each refusal of a token is audited and counted with."""
+
+AUTH_SLOTS = ("active", "next", "access")
+
 NODE_STATES = ("ONLINE", "STALE", "DEAD")
 JOB_STATUSES = ("pending", "running", "completed", "failed", "cancelled", "quarantined")
 
@@ -83,6 +95,9 @@ class Metrics:
         self._requests = self._counter(
             "sheratan_http_requests", "Requests answered, by plane, route and status.", "plane", "route", "status"
         )
+        self._accepted = self._counter("sheratan_auth_accepted", "Requests with a valid token, by slot.", "slot")
+        self._denied = self._counter("sheratan_auth_failures", "Requests whose token was refused, by reason.", "reason")
+        self._accepted_now = dict.fromkeys(AUTH_SLOTS, 0)
         self._by_event: dict[str, Counter] = {}
         self._answered: dict[tuple[str, str, int], Counter] = {}
         self._commands = self._counter("sheratan_commands", "Commands committed.")
@@ -138,6 +153,9 @@ class Metrics:
         for name, n in tally.items():
             self._of_event(name).inc(n)
             self.minute.add(name, n)
+            if name in AUTH_REASONS:
+                self.minute.add(f"auth.{AUTH_REASONS[name]}", n)
+                self._denied.labels(AUTH_REASONS[name]).inc(n)
         if tally.keys() & LATE:
             self._late(committed)
         if committed.commands:
@@ -163,6 +181,11 @@ class Metrics:
             self._by_event[name] = counter
         return counter
 
+    def accepted(self, slot: str) -> None:
+        """Count a request with a valid token, by its slot."""
+        self._accepted_now[slot] += 1
+        self.minute.add(f"auth.{slot}")
+
     def answered(self, plane: str, route: str, status: int) -> None:
         """Count one answered request. `route` is the table's path, never the client's."""
         key = (plane, route, status)
@@ -173,6 +196,9 @@ class Metrics:
 
     def set_gauges(self, counts: Mapping[str, int], polls: int, waiting: int, over: bool = False) -> None:
         """Take the kept counters before a scrape."""
+        for slot, n in self._accepted_now.items():
+            self._accepted.labels(slot).inc(n)
+            self._accepted_now[slot] = 0
         for status in JOB_STATUSES:
             self._jobs.labels(status).set(counts.get(f"job:{status}", 0))
         for state in NODE_STATES:
@@ -201,16 +227,17 @@ class Metrics:
     def control_json(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """The fleet's JSON of the control plane."""
         minute = self.minute.totals()
-        invalid, missing = minute["refused.invalid_token"], minute["refused.missing_token"]
+        invalid, old, missing = (minute[f"auth.{reason}"] for reason in ("invalid_token", "old_token", "missing_token"))
         return {
             "ok": True,
             "nodes_online": counts.get("node:ONLINE", 0),
             "nodes_stale": counts.get("node:STALE", 0),
             "nodes_dead": counts.get("node:DEAD", 0),
-            "auth_fail_rate_1m": invalid + missing,
+            "auth_fail_rate_1m": invalid + old + missing,
             "port_mismatch_rate_1m": minute["refused.port_mismatch"],
             "auth_success_active_1m": minute["auth.active"],
-            "auth_failure": {"invalid_1m": invalid},
+            "auth_success_next_1m": minute["auth.next"],
+            "auth_failure": {"old_token_1m": old, "invalid_1m": invalid},
             "attestation_ok": counts.get("attestation:OK", 0),
             "attestation_missing": counts.get("attestation:MISSING", 0),
             "attestation_drift": counts.get("attestation:DRIFT", 0),

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -23,6 +24,11 @@ from sheratan_hub.clock import Clock
 
 Plane = Literal["control", "data"]
 T = TypeVar("T")
+
+JSON = {"Content-Type": "application/json"}
+
+TOKEN_ENDED = frozenset({"missing_token", "invalid_token", "old_token", "expired_token"})
+"""The refusals that another token may change."""
 
 TRY_AGAIN = frozenset({429, 502, 503, 504})
 CONNECT_SECONDS = 5.0
@@ -101,8 +107,10 @@ class Transport:
         answer_seconds: float,
         connections: int,
         tls: ssl.SSLContext | None = None,
+        token_file: str | None = None,
     ) -> None:
         self._tls = tls
+        self._token_file = token_file
         self._urls = {plane: url.rstrip("/") for plane, url in urls.items()}
         self._headers = _headers(token)
         self.clock = clock
@@ -120,7 +128,6 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._tls or True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
         )
         return self
 
@@ -130,6 +137,20 @@ class Transport:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def reload_token(self) -> bool:
+        """Read the token file again; whether it holds another token than the one in use. An unreadable one does not."""
+        if self._token_file is None:
+            return False
+        try:
+            token = Path(self._token_file).read_text("utf-8").strip()
+            headers = _headers(token)
+        except (OSError, ValueError):
+            return False
+        changed = bool(headers) and headers != self._headers
+        if changed:
+            self._headers = headers
+        return changed
 
     def deadline(self) -> float:
         """When (ms) the patience of a call that begins now ends."""
@@ -165,7 +186,19 @@ class Transport:
         return after_ms + self.clock.jitter() * bound
 
     async def once(self, request: Request, answer: type[T]) -> T:
-        """One try. Raises HubRefused, or TryAgain for what another try may change."""
+        """One try, and one more with the token that the file now holds, if the hub takes the old one no longer.
+
+        Raises HubRefused, or TryAgain for what another try may change.
+        """
+        used = self._headers
+        try:
+            return await self._once(request, answer)
+        except HubRefused as no:
+            if no.code not in TOKEN_ENDED or not (self._headers is not used or self.reload_token()):
+                raise
+        return await self._once(request, answer)
+
+    async def _once(self, request: Request, answer: type[T]) -> T:
         if self._session is None:
             raise RuntimeError("the client is used outside of `async with`")
         url = self._urls[request.plane] + request.path
@@ -175,7 +208,7 @@ class Transport:
                 URL(url, encoded=True),
                 params=dict(request.query),
                 data=_data(request.body),
-                headers={"Content-Type": "application/json"} if request.body is not None else None,
+                headers={**self._headers, **(JSON if request.body is not None else {})},
                 timeout=_timeout(request.wait_seconds + self._answer_seconds),
                 allow_redirects=False,
             ) as response:

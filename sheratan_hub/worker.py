@@ -223,6 +223,8 @@ class Worker:
             if job.lease.job_id in beat.cancel:
                 job.end("cancelled")
         self._drain(beat.drain)
+        if beat.token.retiring and self._hub.reload_token():
+            self._say("the token retires; went over to the one that the token file holds now")
         return max(float(PAUSE_MIN_MS), beat.heartbeat_after_seconds * 1000)
 
     def _drain(self, drained: bool) -> None:

@@ -14,7 +14,15 @@ import pytest
 
 from sheratan_hub.app import App
 from sheratan_hub.clock import Clock, SystemClock, VirtualClock
-from sheratan_hub.config import ControlSettings, DataSettings, HubSettings, Secrets, Settings, StoreSettings
+from sheratan_hub.config import (
+    AuthSettings,
+    ControlSettings,
+    DataSettings,
+    HubSettings,
+    Secrets,
+    Settings,
+    StoreSettings,
+)
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits
 from sheratan_hub.storage import open_store
@@ -96,18 +104,21 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
     """Starts hubs: `make_site(scheme, clock, **settings)`; settings are whole tables by name."""
     sites: list[Site] = []
 
-    async def make(scheme: str = "memory", clock: Clock | None = None, **tables: Any) -> Site:
+    async def make(
+        scheme: str = "memory", clock: Clock | None = None, secrets: Secrets | None = None, **tables: Any
+    ) -> Site:
         settings = Settings(
             **{
                 "control": ControlSettings(port=0),
                 "data": DataSettings(port=0),
                 "hub": HubSettings(data_dir=str(tmp_path)),
+                "auth": AuthSettings(refusal_delay_ms=0),
                 "store": StoreSettings(url=f"{scheme}://{tmp_path / 'hub.db' if scheme != 'memory' else ''}"),
                 **tables,
             }
         )
         clock = clock or SystemClock()
-        app = App(settings, Secrets(token=TOKEN), open_store(settings.store.url, clock), clock)
+        app = App(settings, secrets or Secrets(token=TOKEN), open_store(settings.store.url, clock), clock)
         await app.start()
         session = aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"})
         sites.append(Site(app, session))

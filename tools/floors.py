@@ -35,9 +35,22 @@ FLOORS = {
         "reading",
         "ledger",
         "standing",
+        "keyring",
     ),
     3: ("web",),
-    4: ("app", "cli", "cli_audit", "cli_jobs", "cli_nodes", "cli_output", "cli_target", "watching", "__main__"),
+    4: (
+        "app",
+        "cli",
+        "cli_access",
+        "cli_audit",
+        "cli_jobs",
+        "cli_nodes",
+        "cli_output",
+        "cli_target",
+        "cli_tokens",
+        "watching",
+        "__main__",
+    ),
 }
 CLIENT = (
     "alerts",

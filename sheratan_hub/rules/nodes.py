@@ -1,6 +1,8 @@
 """The node: heartbeats, ONLINE / STALE / DEAD by its silence, when to come again, forgetting (design rule 13).
 
 What silence does is decided in `silence.py`, what operators do with a node in `drain.py`.
+
+It is longer than 300 lines because a heartbeat touches all that is known of a node.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     booted_at: int = 0
     owed: tuple[Owed, ...] = ()
     skew_ms: int | None = None
+    token_id: str | None = None
 
     def row(self, due_at: int | None) -> Row:
         """The row it is kept as; None: nobody needs to look at it again."""
@@ -166,6 +169,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
     claim: Claim | None = None
     sent_ms: int | None = None
     jitter: float = 0.5
+    token_id: str | None = None
 
     def wants(self, scene: Scene) -> Wants:
         """The node's row, and how many nodes there are."""
@@ -228,6 +232,7 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
             now if restarted else old.booted_at,
             owed,
             old.skew_ms if self.sent_ms is None else self.sent_ms - now,
+            self.token_id or old.token_id,
         )
 
 

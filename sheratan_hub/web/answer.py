@@ -16,6 +16,9 @@ from aiohttp.web_request import BaseRequest
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+SERVER = "sheratan-hub"
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Under this name a request keeps its id."""
 
 
 class Answer(web.StreamResponse):
@@ -61,6 +64,9 @@ class Answer(web.StreamResponse):
         elif request.version == HttpVersion10:
             more["Connection"] = "keep-alive"
         lines = "".join([f"{name}: {value}\r\n" for name, value in more.items()]) if more else ""
+        request_id = request.get(REQUEST_ID)
+        if request_id is not None:
+            lines += f"X-Request-ID: {request_id}\r\n"
         start = _start(self._code, self._kind)
         return f"{start}{len(self._text)}\r\nDate: {rfc822_formatted_time()}\r\n{lines}\r\n".encode()
 
@@ -73,4 +79,4 @@ class Answer(web.StreamResponse):
 @lru_cache(256)
 def _start(status: int, kind: str) -> str:
     reason = HTTPStatus(status).phrase
-    return f"HTTP/1.1 {status} {reason}\r\nServer: sheratan-hub\r\nContent-Type: {kind}\r\nContent-Length: "
+    return f"HTTP/1.1 {status} {reason}\r\nServer: {SERVER}\r\nContent-Type: {kind}\r\nContent-Length: "

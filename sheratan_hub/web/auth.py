@@ -1,39 +1,56 @@
-"""Who may ask: the shared token in either header, and the Host header on loopback binds."""
+"""Who may ask: a token in either header with the right for the route; and the headers Host and Origin."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Collection, Mapping
 
 from aiohttp import hdrs
 
 from sheratan_hub import config
+from sheratan_hub.clock import Clock
+from sheratan_hub.keyring import ANYBODY, Holder, Keyring, ended
+from sheratan_hub.rules.access import GRANTS, Right
 from sheratan_hub.rules.command import Code, Refused
 
 TOKEN_HEADER = "X-Sheratan-Token"  # noqa: S105 - a header's name
 
 
 class Tokens:
-    """Knows the shared token only as a salted digest; `salt` is drawn at the start."""
+    """Checks the token of a request against the keyring."""
 
-    def __init__(self, token: str, salt: str, required: bool = True) -> None:
-        self._salt = salt.encode()
-        self._digest = self._of(token)
+    def __init__(self, keyring: Keyring, clock: Clock, required: bool = True) -> None:
+        self.keyring, self._clock = keyring, clock
         self.required = required
 
-    def _of(self, token: str) -> bytes:
-        return hashlib.blake2b(token.encode("utf-8", "surrogateescape"), key=self._salt, digest_size=32).digest()
+    def check(self, headers: Mapping[str, str], right: Right = "token") -> Holder:
+        """Whose token it is. Refused: `missing_token`, `invalid_token`, `old_token`, `expired_token`, `forbidden_role`.
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Refused with `missing_token` or `invalid_token`. The comparison takes the same time for any token."""
+        One look by salted digest, however many tokens there are; the comparison takes the same time for any token.
+        """
         if not self.required:
-            return
+            return ANYBODY
         given = given_token(headers)
         if given is None:
             raise Refused(Code.MISSING_TOKEN, "a token is needed: Authorization: Bearer ...", reason="missing_token")
-        if not hmac.compare_digest(self._of(given), self._digest):
+        holder = self.keyring.find(given)
+        if holder is None:
             raise Refused(Code.INVALID_TOKEN, "this token is not valid here", reason="invalid_token")
+        if holder.ends_at and holder.ends_at <= self._clock.now():
+            raise ended(holder)
+        if right not in GRANTS[holder.role]:
+            raise Refused(
+                Code.FORBIDDEN_ROLE,
+                f"this needs the right {right}, which the role {holder.role} has not",
+                reason="invalid_token",
+                detail={"access_id": holder.id, "role": holder.role, "right": right},
+            )
+        return holder
+
+    def good(self, headers: Mapping[str, str]) -> bool:
+        """Whether the request carries a token that is in force, whatever its role."""
+        given = given_token(headers)
+        holder = self.keyring.find(given) if given is not None else None
+        return holder is not None and not 0 < holder.ends_at <= self._clock.now()
 
 
 def given_token(headers: Mapping[str, str]) -> str | None:
@@ -62,6 +79,12 @@ class HostCheck:
         self._known: set[str] = set()
 
     def check(self, headers: Mapping[str, str]) -> None:
+        """Refused with `foreign_host` or `foreign_origin`."""
+        self._check_host(headers)
+        if "Origin" in headers or "Sec-Fetch-Site" in headers:
+            self._check_origin(headers)
+
+    def _check_host(self, headers: Mapping[str, str]) -> None:
         """Refused with `foreign_host`: a page of another site must not reach a hub on loopback (DNS rebinding)."""
         given = headers.get(hdrs.HOST)
         if given is None or given in self._known:
@@ -72,6 +95,19 @@ class HostCheck:
             raise Refused(Code.FOREIGN_HOST, "this Host header is not one that this hub answers to")
         if len(self._known) < 1000:
             self._known.add(given)
+
+    def _check_origin(self, headers: Mapping[str, str]) -> None:
+        """What a browser sends on behalf of a page of another site is refused; following a link here is not."""
+        origin = headers.get(hdrs.ORIGIN)
+        if origin is None:
+            foreign = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate"
+        else:
+            scheme, _, place = origin.partition("://")
+            name = _host_name(place) if scheme.lower() in ("http", "https") else ""
+            same = name == _host_name(headers.get(hdrs.HOST, ""))
+            foreign = not name or not (same or name in self._hosts or (self._loopback and is_loopback(name)))
+        if foreign:
+            raise Refused(Code.FOREIGN_ORIGIN, "pages of other sites may not ask this hub")
 
 
 def _host_name(given: str) -> str:

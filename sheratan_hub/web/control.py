@@ -18,6 +18,7 @@ from sheratan_hub.web.nodes import moment_ms, whole
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, node_answer, reply
+from sheratan_hub.web.tokens import retiring
 
 NO_POLICY = {"version": 0, "sha256": None}
 """Policies are not there yet; version 0 is none."""
@@ -32,8 +33,7 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     node_id = form.node_id or form.host_id or form.host or form.name
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
-    jitter = call.services.clock.jitter()
-    done: Beaten = await call.hub.beats.take(_beat(node_id, form, labels, jitter), call.from_node(node_id))
+    done: Beaten = await call.hub.beats.take(_beat(call, node_id, form, labels), call.from_node(node_id))
     return reply(
         {
             "ok": True,
@@ -43,7 +43,7 @@ async def heartbeat(call: Call) -> web.StreamResponse:
             "heartbeat_after_seconds": round(done.next_in_ms / 1000, 3),
             "cancel": done.cancel,
             "drain": done.node.draining,
-            "token": {"retiring": False, "until": None},
+            "token": retiring(call.holder),
         }
     )
 
@@ -59,7 +59,7 @@ def read_beat(
     return decode(body, BeatForm), dict(list(labels.items())[:LABELS_MAX])
 
 
-def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool], jitter: float) -> Beat:
+def _beat(call: Call, node_id: str, form: BeatForm, labels: dict[str, str | int | float | bool]) -> Beat:
     sent_at = form.ts_utc if form.ts_utc is not None else form.timestamp
     return Beat(
         node_id,
@@ -75,7 +75,8 @@ def _beat(node_id: str, form: BeatForm, labels: dict[str, str | int | float | bo
         labels,
         None if form.attestation is None else _claim(form.attestation),
         None if sent_at is None else moment_ms(sent_at),
-        jitter,
+        call.services.clock.jitter(),
+        call.holder.id or None,
     )
 
 

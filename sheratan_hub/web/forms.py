@@ -185,6 +185,29 @@ class ReleaseForm(Form, frozen=True):
     node_id: Name | None = None
 
 
+class RotationForm(Form, frozen=True):
+    """Begin a rotation of the shared token: `until` a moment, or for so many `seconds`."""
+
+    until: str | None = None
+    seconds: Annotated[float, Meta(ge=1, le=31_536_000)] | None = None
+    token: Annotated[str, Meta(min_length=16, max_length=512, pattern="^[!-~]+$")] | None = None
+
+    def deadline_ms(self) -> tuple[int, int]:
+        """(the moment in ms or 0, the duration in ms or 0). Refused with `invalid_field` unless one is given."""
+        if (self.until is None) == (self.seconds is None):
+            raise Refused(Code.INVALID_FIELD, "either until or seconds must be given - at `$.until`")
+        return moment_ms("until", self.until) if self.until else 0, round((self.seconds or 0) * 1000)
+
+
+class AccessForm(Form, frozen=True):
+    """Make a scoped token."""
+
+    role: Literal["node", "producer", "viewer", "admin"]
+    node_id: Name | None = None
+    expires_in_seconds: Annotated[float, Meta(ge=1, le=315_360_000)] | None = None
+    name: Text | None = None
+
+
 class EmptyForm(Form, frozen=True):
     """Nothing; an empty body will do."""
 

@@ -18,7 +18,8 @@ async def health(call: Call) -> web.StreamResponse:
     """GET /health: for people. 200 while the process answers; `status` tells the rest."""
     checks = await _checks(call)
     status = "ok" if all(checks.values()) else "degraded"
-    return reply({"ok": True, "status": status, "plane": call.plane, "version": __version__, "checks": checks})
+    known = {} if call.is_stranger else {"version": __version__}
+    return reply({"ok": True, "status": status, "plane": call.plane, **known, "checks": checks})
 
 
 async def livez(call: Call) -> web.StreamResponse:

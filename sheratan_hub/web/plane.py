@@ -1,14 +1,18 @@
 """One plane: finds the route, lets it pass the gates in order, runs its handler, turns a refusal into its answer.
 
 The gates: Host header, leak guard (410), path (404) and method (405), token, body. Then the handler.
+
+It is longer than 300 lines because every request walks through all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -22,20 +26,21 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Origin
+from sheratan_hub.keyring import ANYBODY, Holder
 from sheratan_hub.metrics import Metrics
+from sheratan_hub.rules.access import Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
-from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.answer import REQUEST_ID, SERVER, Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
+from sheratan_hub.web.callers import NO_PROXIES, Failures, Proxies
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
+from sheratan_hub.web.gate import TOKEN_REFUSALS, authorize, hold
 from sheratan_hub.web.room import Room
 
-Right = Literal["public", "token", "local", "metrics", "admin"]
-"""What a route asks of its caller: nothing, the token, loopback on the data plane, as /metrics is configured, or the
-token and loopback, with each use audited."""
-
+SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 LARGE_BYTES = 65_536
 """A larger body is checked in a thread, so that others are answered meanwhile."""
@@ -75,6 +80,7 @@ class Services:
     ports: dict[str, int]
     room: Room
     audit: AuditView
+    failures: Failures
 
 
 class Call(msgspec.Struct, eq=False):
@@ -88,6 +94,19 @@ class Call(msgspec.Struct, eq=False):
     form: Any = None
     done: dict[str, Any] | None = None
     """What an admin route has done, for the audit log: numbers and names, never a payload."""
+    holder: Holder = ANYBODY
+    """Whose token it brought; nobody's where none is needed."""
+    proxies: Proxies = NO_PROXIES
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it comes from this machine, and not through a proxy here that nobody trusts."""
+        return is_loopback(self.origin.remote_addr) and not self.proxies.hides(self.request)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it comes from elsewhere without a token that is in force."""
+        return not self.is_local and not self.services.tokens.good(self.request.headers)
 
     @property
     def hub(self) -> Hub:
@@ -102,6 +121,11 @@ class Call(msgspec.Struct, eq=False):
     def from_node(self, node_id: str | None) -> Origin:
         """The origin, once the node is known."""
         return msgspec.structs.replace(self.origin, node_id=node_id)
+
+    def report(self, event: str, node_id: str | None = None, **meta: str) -> None:
+        """Tell the observers of something that this request brought about, for metrics and audit."""
+        origin = self.from_node(node_id) if node_id else self.origin
+        self.hub.report(Event(self.services.clock.now(), event, "client", meta=meta), origin)
 
     def refused(self, no: Refused, node_id: str | None = None) -> None:
         """Tell the observers of a refusal, for metrics and audit."""
@@ -154,8 +178,12 @@ class Table:
 class Plane:
     """The request handler of one port. Broad `except`, one of the four: a bug becomes 500 and one log entry."""
 
-    def __init__(self, name: str, routes: Iterable[Route], services: Services, hosts: HostCheck) -> None:
+    def __init__(
+        self, name: str, routes: Iterable[Route], services: Services, hosts: HostCheck, proxies: Proxies = NO_PROXIES
+    ) -> None:
         routes = list(routes)
+        self._proxies = proxies
+        self._ids, self._id_start = count(1), services.clock.secret()[:12]
         self.name, self._services, self._hosts = name, services, hosts
         self._mine = Table(route for route in routes if route.plane in (name, "both"))
         self._theirs = Table(route for route in routes if route.plane not in (name, "both"))
@@ -164,19 +192,26 @@ class Plane:
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        call = Call(request, self.name, self._services, {}, Origin(self.name, request.remote))
+        origin = Origin(self.name, self._proxies.client(request))
+        call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
         route: Route | None = None
+        request[REQUEST_ID] = request_id = self._request_id(request)
+        log.request_id.set(request_id)
         try:
             route = self._admit(call)
             template = route.path
             if route.form is not None:
                 call.form = await self._read(request, route)
+            if call.holder.slot != "active":
+                await hold(call)
             response = await route.handler(call)
         except Refused as no:
             response = self._refused(call, no)
             if route is not None and route.right == "admin":
                 call.done = {**(call.done or {}), "refused": no.code}
+            if no.code in TOKEN_REFUSALS and not await self._services.failures.refused(call.origin.remote_addr):
+                response.force_close()
         except (asyncio.CancelledError, ConnectionError):
             if route is not None and route.right == "admin":
                 self._administered(call, route)
@@ -186,7 +221,17 @@ class Plane:
         if route is not None and route.right == "admin":
             self._administered(call, route)
         self._services.metrics.answered(self.name, template, response.status)
+        if not isinstance(response, Answer) and not response.prepared:
+            response.headers["Server"] = SERVER
+            response.headers["X-Request-ID"] = request_id
         return response
+
+    def _request_id(self, request: BaseRequest) -> str:
+        """The client's own id for the request if it has a sane one, else a new one."""
+        given = request.headers.get("X-Request-ID")
+        if given is not None and SANE_ID.fullmatch(given):
+            return given
+        return f"{self._id_start}-{next(self._ids):x}"
 
     def _admit(self, call: Call) -> Route:
         """All gates but the body."""
@@ -207,10 +252,13 @@ class Plane:
         if values:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
             call.params = dict(zip(names, values, strict=True))
-        if route.right == "admin":
-            self._authorize_admin(route, call)
-        else:
-            self._authorize(route, request)
+        try:
+            authorize(call, route.right)
+        except Refused as no:
+            if route.right == "admin" and no.code is Code.LOOPBACK_ONLY:  # a valid token from elsewhere is on record
+                call.done = {"refused": no.code}
+                self._administered(call, route)
+            raise
         return route
 
     def _lost(self, path: str, *, theirs: bool) -> Refused:
@@ -220,21 +268,6 @@ class Plane:
             text = f"{path[:200]} belongs to the {other} plane on port {self._services.ports[other]}"
             return Refused(Code.PORT_MISMATCH, text, reason=f"{other}_path_on_{self.name}_port")
         return Refused(Code.UNKNOWN_PATH, f"there is no {path[:200]} here")
-
-    def _authorize(self, route: Route, request: BaseRequest) -> None:
-        if route.right == "local" and self.name == "data" and not is_loopback(request.remote):
-            raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
-        if route.right == "token" or (route.right == "metrics" and self._services.settings.metrics.require_token):
-            self._services.tokens.check(request.headers)
-            self._services.metrics.minute.add("auth.active")
-
-    def _authorize_admin(self, route: Route, call: Call) -> None:
-        """The token first, then loopback; whoever has the one without the other is on record."""
-        self._services.tokens.check(call.request.headers)
-        if not is_loopback(call.request.remote):
-            call.done = {"refused": Code.LOOPBACK_ONLY}
-            self._administered(call, route)
-            raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
 
     def _administered(self, call: Call, route: Route) -> None:
         meta = {"route": f"{route.method} {route.path}", **(call.done or {})}
@@ -264,10 +297,8 @@ class Plane:
         return response
 
     def _bug(self, request: BaseRequest, template: str) -> Answer:
-        request_id = self._services.clock.secret()[:12]
-        carried = log.request_id.set(request_id)
+        request_id = request[REQUEST_ID]
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)
-        log.request_id.reset(carried)
         no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
         return problem(no, request_id=request_id)
 

@@ -9,7 +9,7 @@ import pytest
 
 from sheratan_hub import config
 from sheratan_hub.app import limits_of
-from sheratan_hub.config import BadConfig, Secrets, Settings, explain, is_loopback, later, load, store_url
+from sheratan_hub.config import BadConfig, Secrets, Settings, explain, is_loopback, load, store_url
 from sheratan_hub.rules.command import Rate
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +74,7 @@ SPECIAL = {
     "queue.backpressure_mode": ("503", 503),
     "integrity.mode": ("none", "none"),
     "auth.token_required": ("0", False),
+    "auth.rotation_until": ("2027-01-31T12:00:00Z", "2027-01-31T12:00:00Z"),
     "integrity.required": ("YES", True),
     "nodes.dead_seconds": ("777", 777),
     "retry.backoff_base_ms": ("77", 77),
@@ -195,13 +196,6 @@ def test_two_names_of_one_setting_must_agree():
     assert "differ" in said
 
 
-def test_variables_of_a_later_version_are_accepted_and_reported():
-    environ = dict.fromkeys(config.LATER, "1")
-    assert settings(environ) == Settings()
-    assert later(environ) == list(config.LATER)
-    assert later({"SHERATAN_HUB_TOKEN": "x"}) == []
-
-
 def test_the_active_token_wins_over_the_plain_one_and_both_over_the_file():
     Path("token").write_text("  from-file\n")
     toml = "[auth]\ntoken_file = 'token'"
@@ -293,7 +287,7 @@ def test_explain_says_where_each_value_comes_from():
     assert rows["data.port"] == (2, "SHERATAN_DATA_PORT")
     assert rows["log.level"] == ("debug", "command line")
     assert rows["control.port"] == (8787, "default")
-    assert set(rows) == {*config.FIELDS, "token", "hmac_key"}
+    assert set(rows) == {*config.FIELDS, *config.SECRETS}
 
 
 def test_no_secret_is_shown_anywhere():

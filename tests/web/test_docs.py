@@ -22,6 +22,7 @@ from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules import evidence, jobs, missions, pull, sweep
+from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.edges import AT_ONCE, PARENTS_MAX
@@ -57,6 +58,8 @@ FORMS: dict[str, type[msgspec.Struct]] = {
     "A resume": standing_forms.ResumeForm,
     "A rate limit": standing_forms.RateForm,
     "A drain": nodes.DrainForm,
+    "A rotation": forms.RotationForm,
+    "A scoped token": forms.AccessForm,
 }
 ANSWERS: dict[str, type[msgspec.Struct]] = {
     "Answer to a submit": render.SubmitAnswer,
@@ -106,6 +109,12 @@ def test_the_reference_tells_the_right_of_every_route():
     told = {row[0].strip("`"): row[1].strip("`") for plane in PLANE_HEADINGS for row in table(plane)}
     assert told == {f"{route.method} {route.path}": route.right for route in ROUTES}
     assert {row[0].strip("`") for row in table("Credentials")} == {route.right for route in ROUTES}
+
+
+def test_the_reference_tells_the_rights_of_every_role():
+    told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in table("Scoped tokens")}
+    served = {route.right for route in ROUTES}
+    assert told == {role: rights & served for role, rights in GRANTS.items()}
 
 
 def test_the_reference_tells_whether_a_route_takes_a_body_and_may_do_without():
@@ -297,7 +306,7 @@ def test_the_reference_lists_every_secret_and_no_variable_that_does_not_exist():
     for name, source in SECRETS.items():
         assert tuple(re.findall(r"`(\w+)`", secrets[name][1])) == source.variables
         assert secrets[name][2] == f"`{source.file_key}`"
-    ours = {*config.ENVIRONMENT, *config.LATER, *(name for one in SECRETS.values() for name in one.variables)}
+    ours = {*config.ENVIRONMENT, *(name for one in SECRETS.values() for name in one.variables)}
     assert set(re.findall(r"\bSHERATAN_[A-Z_]+\b", section("Configuration"))) == ours
     for text in (PROTOCOL, README):
         assert set(re.findall(r"`(SHERATAN_[A-Z_]+)`", text)) <= ours
@@ -352,10 +361,12 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {"mission.submitted", "fleet.silent", "fleet.reap"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
         | {f"node.{name}" for name in ("forgotten", "restarted", "drain", "resume")}
-        | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")},
+        | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")}
+        | {f"token.rotation_{what}" for what in ("started", "finalized", "abandoned")}
+        | {"access.created", "access.revoked"},
     )
     known = set(column("Ledger")) | set(
-        re.findall(r"`((?:hub|key|pull|dlq|admin|queue|rate_limit)\.\w+)`", section("Ledger"))
+        re.findall(r"`((?:hub|key|pull|dlq|admin|queue|rate_limit|token)\.\w+)`", section("Ledger"))
     )
     assert set(events_in_code()) <= known
 

@@ -367,6 +367,23 @@ AGES: list[Any] = [{"older_than_seconds": age} for age in (-1, "5", HUGE)]
 WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "/api/hosts/heartbeat": ({"node_id": "n2"}, BEAT),
     "/mesh/heartbeat": ({"node_id": "n2"}, BEAT),
+    "/api/tokens/rotation": (
+        {"seconds": 60},
+        {
+            "until": ["tomorrow", "2030-01-01T00:00:00", "2030-01-01T00:00:00Z", 5],
+            "seconds": [0, -1, "5", HUGE],
+            "token": ["tooshort", "a token with spaces", "\u00e4" * 20, "x" * 513, 5],
+        },
+    ),
+    "/api/access": (
+        {"role": "viewer"},
+        {
+            "role": ["root", "VIEWER", "node", 5, None],
+            "node_id": ["", 5, LONG, "n1"],
+            "expires_in_seconds": [0, -1, "5", HUGE],
+            "name": [5, LONG],
+        },
+    ),
     "/api/jobs": ({"kind": "x"}, JOB),
     "/mesh/submit_request": ({"kind": "x"}, JOB),
     "/api/jobs/pull": ({"node_id": "n1"}, {**PULL, "node_id": ["", *PULL["node_id"]]}),

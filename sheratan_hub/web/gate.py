@@ -1,0 +1,47 @@
+"""Lets a request pass or not, by its token: the route's right, and what a token is held to once the body is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sheratan_hub.rules.access import TOKEN_RIGHTS, Right
+from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.binding import bind, speaks_for
+
+if TYPE_CHECKING:
+    from sheratan_hub.web.plane import Call
+
+TOKEN_REFUSALS = frozenset({Code.MISSING_TOKEN, Code.INVALID_TOKEN, Code.OLD_TOKEN, Code.EXPIRED_TOKEN})
+"""The refusals that are slowed down for an address that keeps earning them."""
+
+SLOTS = {"active": "active", "old": "active", "next": "next", "access": "access", "anybody": "active"}
+"""As which slot each kind of holder is counted; `retired` never gets that far."""
+
+
+def authorize(call: Call, right: Right) -> None:
+    """The right that the route asks for. A token comes before loopback, so that strangers learn nothing."""
+    services = call.services
+    if right in TOKEN_RIGHTS or (right == "metrics" and services.settings.metrics.require_token):
+        try:
+            call.holder = holder = services.tokens.check(call.request.headers, right)
+        except Refused as no:
+            if no.code is Code.OLD_TOKEN:
+                call.report("token.retired_used")
+            raise
+        services.metrics.accepted(SLOTS[holder.slot])
+    if right == "admin" and not call.is_local:
+        raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
+    if right == "local" and call.plane == "data" and not call.is_local:
+        raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
+
+
+async def hold(call: Call) -> None:
+    """A node's token is held to its node; while a rotation is under way, who uses which token is noted."""
+    holder = call.holder
+    if holder.node_id is not None:
+        await bind(call, holder)
+    elif holder.slot in ("next", "old"):
+        node_id = speaks_for(call)
+        if node_id is not None:
+            call.services.tokens.keyring.used(node_id, holder)
+        call.report(f"token.accepted_{holder.slot}", node_id, token_id=holder.id)
