@@ -31,6 +31,7 @@ from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
+from sheratan_hub.policy_files import load_policies
 from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
@@ -179,6 +180,8 @@ class App:
         except Refused as no:
             log.warning("what fell due while the hub was away has to wait: %s", no.text)
         await self._open_keyring()
+        for made in await load_policies(self.hub, self.settings.policies.dir):
+            log.info("policy version %d was loaded from %s", made.version, made.file)
         turn = Loop("rotate", partial(self.keyring.turn, self.hub), self.clock)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), turn]
         loops.append(Loop("tidy", self._tidy, self.clock, 10_000))

@@ -17,9 +17,11 @@ from sheratan_hub.items import Committed, Happened, Item, resolve
 from sheratan_hub.memo import Memo
 from sheratan_hub.rules.command import Code, Limits, Refused, Scene
 from sheratan_hub.rules.lanes import Lanes
+from sheratan_hub.rules.policies import POINTER, judge_of, pointer_of, snapshot_of, version_id
+from sheratan_hub.rules.policy import Judge
 from sheratan_hub.rules.view import View
 from sheratan_hub.standing import Standing
-from sheratan_hub.storage import Changes, Conflict, Store, StoreDown, StoreFull, Tx
+from sheratan_hub.storage import Changes, Conflict, Key, Store, StoreDown, StoreFull, Tx
 
 log = logging.getLogger("sheratan.commit")
 
@@ -59,6 +61,7 @@ class Committer:
         self.gate: Callable[[], Refused | None] = lambda: None
         self.lanes = Lanes()
         self.standing = Standing(limits)
+        self.judge = Judge()
         self.started_at = 0
         self._first_order = 0
         self.failing = False
@@ -68,6 +71,13 @@ class Committer:
         self.lanes = Lanes(await self._store.heads(), self._limits.age_ms)
         await self.standing.prepare(self._store, self.lanes)
         self.started_at = await self._store.now()
+        self.judge = await self._active_judge()
+
+    async def _active_judge(self) -> Judge:
+        """What decides by the policy version that is active."""
+        active = pointer_of(next(iter(await self._store.fetch([POINTER])), None)).active
+        rows = await self._store.fetch([Key("policy", version_id(active))]) if active else []
+        return judge_of(snapshot_of(rows[0]) if rows else None)
 
     @property
     def waiting(self) -> int:
@@ -180,7 +190,7 @@ class Committer:
 
     async def _transact(self, batch: list[Item], guests: list[Item] | None) -> tuple[Committed, View]:
         """Decide the batch and whoever waits for what it makes (`guests` are filled in; None: nobody), and save."""
-        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order)
+        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order, self.judge)
         view = View(scene)
         async with self._store.begin() as tx:
             durable = await decide(batch, tx, view, self._memo)
@@ -213,6 +223,8 @@ class Committer:
         for row in (*changes.new, *changes.put):
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)
+            if row.kind == POINTER.kind:
+                self.judge = await self._active_judge()
         for lane in view.left:
             self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
         self.standing.learn(view, changes, self.lanes)

@@ -171,6 +171,12 @@ class TlsSettings(Section, frozen=True):
     client_ca: str = ""
 
 
+class PolicySettings(Section, frozen=True):
+    """Policies that lie in files: each `*.json` in `dir` is loaded as a version when the hub starts."""
+
+    dir: str = ""
+
+
 class MetricsSettings(Section, frozen=True):
     """Who may read /metrics."""
 
@@ -270,6 +276,7 @@ class Settings(Section, frozen=True):
     integrity: IntegritySettings = IntegritySettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings = TlsSettings()
+    policies: PolicySettings = PolicySettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     audit: AuditSettings = AuditSettings()

@@ -24,7 +24,9 @@ from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Node, State, node_of, state_of
 from sheratan_hub.rules.pauses import Pause
-from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.policies import POINTER, Pointer, Snapshot, pointer_of, snapshot_of, version_id
+from sheratan_hub.rules.policy import Judge
+from sheratan_hub.rules.pull import Pull, Pulled, bars_of
 from sheratan_hub.rules.view import View, leases_on, running_of
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
 from sheratan_hub.upkeep import SWEPT, clamp, sweep
@@ -57,6 +59,7 @@ class Hub:
         self.delays_after: str | None = ""
         self.committer = Committer(store, self.limits, self._committed, max_waiting=max_waiting, max_batch=max_batch)
         self.committer.guests = self._guests
+        self._judge = self.committer.judge
         self.reading, self.keeping = Reading(self), Keeping(self)
         behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
         self.loops = [
@@ -74,6 +77,7 @@ class Hub:
     async def start(self) -> None:
         """Make ready what the rules need to know; then run `committer.run` and the loops."""
         await self.committer.prepare()
+        self._judge = self.committer.judge
         await clamp(self)
         self.ready = True
 
@@ -128,6 +132,7 @@ class Hub:
         name = (command.node_id, command.pull_id) if command.pull_id is not None else None
         with self.waiting.pull(await self._offer(command), command.limit, command.node_id, name) as waiter:
             while True:
+                waiter.bars = await self._bars(command)
                 waiter.event.clear()
                 wakes, freed, mark = len(waiter.woken), waiter.freed, self.waiting.mark(waiter)
                 told, pulled = await self._look([*first, command], origin, order)
@@ -183,8 +188,8 @@ class Hub:
 
     def _guests(self, view: View) -> list[Item]:
         """Those who wait for jobs that a batch makes, each as an item of that batch."""
-        if not self.waiting.pulls:
-            return []
+        if not self.waiting.pulls or not self.judge.trivial:
+            return []  # by a policy who waits first is not who may have the job
         lanes = {lane: len(orders) for lane, orders in view.joined().items()}
         return [waiter.serve(n) for waiter, n in self.waiting.takers(lanes)]
 
@@ -241,6 +246,12 @@ class Hub:
         node = await self.node(command.node_id)
         return Offer(frozenset(node.capabilities if node else ()), command.kinds)
 
+    async def _bars(self, command: Pull) -> Callable[[str], bool] | None:
+        """What the active policy keeps from the node, as its pull will be told; None: nothing."""
+        if self.judge.trivial:
+            return None
+        return bars_of(command.node_id, await self.node(command.node_id), self.judge)
+
     async def job(self, job_id: str, wait_ms: int = 0) -> Job:
         """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""
         with self.waiting.job(job_id) as finished:
@@ -260,6 +271,21 @@ class Hub:
         """The params that are kept in rows of their own, by job id."""
         keys = [Key("params", job.id) for job in jobs if job.params_apart]
         return {row.id: row.doc for row in await self.fetch(keys)} if keys else {}
+
+    @property
+    def judge(self) -> Judge:
+        """What decides by the active policy."""
+        return self.committer.judge
+
+    async def policies(self, after: str | None = None, limit: int = 100) -> tuple[Pointer, Page]:
+        """Which version is active, and a piece of the list of versions."""
+        pointer = pointer_of(next(iter(await self.fetch([POINTER])), None))
+        return pointer, await self.page("policy", (), after, limit)
+
+    async def policy(self, version: int) -> Snapshot | None:
+        """One version, None if there is none."""
+        rows = await self.fetch([Key("policy", version_id(version))])
+        return snapshot_of(rows[0]) if rows else None
 
     async def node(self, node_id: str) -> Node | None:
         """The node as last recorded, None if it was never heard of."""
@@ -340,7 +366,8 @@ class Hub:
             for _ in range(n):
                 if not self.waiting.wake(lane):
                     break
-        if standing.resumed():
+        if standing.resumed() or self._judge is not self.judge:
+            self._judge = self.judge
             self.waiting.wake_all()
 
     def stood_still(self, ms: int) -> None:

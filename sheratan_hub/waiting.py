@@ -33,7 +33,7 @@ class Waiter:
 
     __slots__ = (
         *("ended", "event", "free", "freed", "full", "item", "limit", "node", "offer"),
-        *("place", "replaced", "saturated", "served", "woken"),
+        *("place", "replaced", "saturated", "served", "woken", "bars"),
     )
 
     def __init__(self, offer: Offer, limit: int, node: str, place: int) -> None:
@@ -50,6 +50,7 @@ class Waiter:
         self.replaced = False
         self.free = limit
         self.ended = 0
+        self.bars: Callable[[str], bool] | None = None
         self.place: Place = (-limit, place, self)
 
     def serve(self, limit: int) -> Item:
@@ -274,7 +275,8 @@ class Waiting:
             return False
         shape = shape_of(lane)
         for _, _, waiter in self._line:
-            if len(waiter.woken) < waiter.limit and waiter.could_take(shape):
+            barred = waiter.bars is not None and waiter.bars(lane)
+            if len(waiter.woken) < waiter.limit and waiter.could_take(shape) and not barred:
                 waiter.woken.append(lane)
                 waiter.event.set()
                 self._place(waiter)

@@ -36,6 +36,7 @@ FLOORS = {
         "ledger",
         "standing",
         "keyring",
+        "policy_files",
     ),
     3: ("web",),
     4: (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer
+from sheratan_hub.rules.policy import Judge
 from sheratan_hub.storage import Due, Key, Row, Wants, merge
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Code(StrEnum):
     NOT_ATTESTED = "not_attested"
     ROTATION_UNDER_WAY = "rotation_under_way"
     NO_ROTATION = "no_rotation"
+    POLICY_DENIED = "policy_denied"
+    POLICY_NOT_FOUND = "policy_not_found"
+    PRECONDITION_FAILED = "precondition_failed"
+    PRECONDITION_REQUIRED = "precondition_required"
     BODY_TOO_LARGE = "body_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INVALID_FIELD = "invalid_field"
@@ -162,6 +167,8 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
     lanes: Lanes = msgspec.field(default_factory=Lanes)
     started_at: int = 0
     first_order: int = 0
+    judge: Judge = Judge()
+    """What decides by the active policy."""
 
     def order_at(self, ms: int) -> int:
         """The place in line of what may be claimed from this time on; a millisecond has `ORDERS` of them."""

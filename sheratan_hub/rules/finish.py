@@ -17,6 +17,7 @@ from sheratan_hub.rules.errors import kept_error
 from sheratan_hub.rules.evidence import judged, refused_late
 from sheratan_hub.rules.jobs import Closed, Job, found, job_event, job_key
 from sheratan_hub.rules.nodes import node_of
+from sheratan_hub.rules.policies import node_ask, refuse_denied
 from sheratan_hub.rules.retry import after_failure, after_release, end
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Row, Wants
@@ -61,7 +62,9 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         return Wants(keys={job_key(self.job_id)})
 
     def decide(self, view: View) -> Decision:
-        """Refused: `job_not_found`, `not_leased`, `not_holder`, `lease_superseded`, `result_conflict`."""
+        """Refused: `job_not_found`, `not_leased`, `not_holder`, `lease_superseded`, `result_conflict`,
+        `policy_denied`.
+        """
         job = found(view, self.job_id)
         lease_id = self.lease_id or self._current_lease(job)
         digest = self._digest()
@@ -74,6 +77,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
             if lease_id is None:
                 raise
             return refused_late(view, job, lease_id, (self.ok, self.result, self.error), no)
+        _refuse_by_policy(job, view)
         happened, done = self._outcome(job, view)
         late = job.status == "pending"
         delay = max(0, done.not_before - view.now) if done.status == "pending" else 0
@@ -248,6 +252,15 @@ class Cancel(msgspec.Struct, frozen=True, gc=False):
         event = job_event(asked, "cancel_requested", view.now, "client")
         put = (asked.row, *_told(view, job))
         return Decision(Cancelled(job.id, "running", True), put=put, events=(event,))
+
+
+def _refuse_by_policy(job: Job, view: View) -> None:
+    """Refused with `policy_denied` when the active policy takes no result of this job from its node."""
+    judge = view.scene.judge
+    if judge.trivial or job.node_id is None:
+        return
+    row = view.look("node", job.node_id)
+    refuse_denied(judge, node_ask("result", job.node_id, node_of(row) if row else None, job.kind, job.source))
 
 
 def held(job: Job, lease_id: str | None) -> None:

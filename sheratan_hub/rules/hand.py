@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sheratan_hub.rules.command import Need
 from sheratan_hub.rules.eligible import kind_stop, source_room
@@ -17,9 +17,11 @@ from sheratan_hub.storage import Ready, Row, Wants
 class Hand:
     """Takes rows for one pull. `lanes` are those they came from, in the order in which they were taken."""
 
-    def __init__(self, view: View, offer: Offer, pauses: Pauses) -> None:
+    def __init__(self, view: View, offer: Offer, pauses: Pauses, bars: Callable[[str], bool] | None = None) -> None:
+        """`bars` tells of a lane whether the policy keeps its jobs from this node."""
         self.lanes: list[str] = []
         self._view, self._offer, self._pauses = view, offer, pauses
+        self._bars = bars
         self._closed = self._is_paused if pauses.pauses else None
         self._done = set(view.used_up) if view.used_up else set[str]()
         self._rows: list[Row] = []
@@ -36,6 +38,12 @@ class Hand:
             lanes = self._turn(left)
             if not lanes:
                 break
+            if self._bars is not None:
+                barred = [lane for lane in lanes if self._bars(lane)]
+                self._done.update(barred)
+                lanes = [lane for lane in lanes if lane not in self._done]
+                if not lanes:
+                    continue
             if len(lanes) == 1 and self._room(read_lane(lanes[0]).source) is None:
                 self._load(lanes, left)
                 for row in self._next(lanes[0], left):
@@ -131,6 +139,7 @@ class Hand:
         others = [lane for lane in missing if lane not in view.asked]
         if not others:
             more = self._turn(len(lanes), set(view.asked))
+            more = [lane for lane in more if self._bars is None or not self._bars(lane)]
             others = [lane for lane in more if not view.loaded(lane)] or [min(missing, key=view.asked.__getitem__)]
         for lane in others:
             view.asked[lane] = view.asked.get(lane, 0) + share

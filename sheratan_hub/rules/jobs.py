@@ -136,6 +136,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     cascade: bool = False
     resuming: bool = False
     root_cause: str | None = None
+    policy_version: int = 0
 
     def after(self, happened: str, **changes: Any) -> Job:
         """This job after a transition of the table, with other fields changed as given."""

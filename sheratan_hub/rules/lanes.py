@@ -117,6 +117,9 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._lanes)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lanes)
+
     def __contains__(self, name: str) -> bool:
         return name in self._lanes
 

@@ -13,6 +13,8 @@ import msgspec
 
 from sheratan_hub.rules.attestation import Attested, Claim, attest, news
 from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene
+from sheratan_hub.rules.policies import denied, node_ask
+from sheratan_hub.rules.policy import ALLOWED
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
@@ -147,6 +149,8 @@ class Beaten(msgspec.Struct, frozen=True, gc=False):
     node: Node
     cancel: tuple[str, ...]
     next_in_ms: float = 0.0
+    denied: Refused | None = None
+    """What the policy says to it; it is recorded all the same (design rule 13)."""
 
 
 class Beat(msgspec.Struct, frozen=True, gc=False):
@@ -176,7 +180,9 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
         return Wants(keys={Key("node", self.node_id)}, counts={"node:ONLINE"})
 
     def decide(self, view: View) -> Decision:
-        """Record it, before anything else is decided about it (design rule 13); never refused.
+        """Record it, before anything else is decided about it (design rule 13).
+
+        Never refused itself, but the answer may hold the policy's refusal.
 
         Not synced by itself when nothing but the last contact moved.
         """
@@ -187,12 +193,18 @@ class Beat(msgspec.Struct, frozen=True, gc=False):
         written = node.row(self._due_at(before, node, row, view))
         next_in_ms = interval_ms(view.count("node:ONLINE"), view.scene.limits) * (1 - JITTER / 2 + JITTER * self.jitter)
         return Decision(
-            Beaten(node, cancel, next_in_ms),
+            Beaten(node, cancel, next_in_ms, self._denied(node, view.scene)),
             new=(written,) if row is None else (),
             put=() if row is None else (written,),
             events=_events(before, node, view.now),
             durable=before is None or not _only_contact(before, node),
         )
+
+    def _denied(self, node: Node, scene: Scene) -> Refused | None:
+        """What the active policy has against it; it is recorded all the same."""
+        ask = node_ask("heartbeat", node.id, node)
+        verdict = ALLOWED if scene.judge.trivial else scene.judge.decide(ask)
+        return None if verdict.allowed else denied(scene.judge, ask, verdict)
 
     def _due_at(self, before: Node | None, node: Node, row: Row | None, view: View) -> int:
         """At once if leases must end; else when it was, as the sweep moves it; anew for one that comes back."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from sheratan_hub.rules.command import Decision, Event, Need, Scene, Served
+from sheratan_hub.rules.command import Decision, Event, Need, Refused, Scene, Served
 from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop
 from sheratan_hub.rules.hand import Hand
 from sheratan_hub.rules.jobs import Job, job_event, job_of
-from sheratan_hub.rules.lanes import Offer
+from sheratan_hub.rules.lanes import Offer, read_lane
 from sheratan_hub.rules.limits import RATES
 from sheratan_hub.rules.nodes import Node, node_of
 from sheratan_hub.rules.pauses import PAUSES, Pauses, pauses_of
+from sheratan_hub.rules.policies import denied, node_ask
+from sheratan_hub.rules.policy import Judge
 from sheratan_hub.rules.view import View, leases_on
 from sheratan_hub.storage import Key, Ready, Row, Wants
 
@@ -32,6 +34,7 @@ REASONS = (
     "throttled",
     "pull_spent",
     "draining",
+    "policy_denied",
 )
 """Why a pull was answered without jobs: every `reason` of a pull's answer."""
 
@@ -62,6 +65,8 @@ class Pulled(msgspec.Struct, frozen=True, gc=False):
     params: tuple[tuple[str, bytes], ...] = ()
     reason: str | None = None
     free: int = 0
+    denied: Refused | None = None
+    """The policy's refusal, with `policy_denied`."""
 
 
 class Pull(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +107,9 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         stop = node_stop(node, leases, view.now, limits, view.scene.started_at)
         if stop is not None:
             return Decision(Pulled(reason=stop, free=free))
+        barred = _barred(self.node_id, node, view.scene.judge)
+        if barred is not None:
+            return Decision(Pulled(reason="policy_denied", free=free, denied=barred))
         pauses = pauses_of(view.look(*PAUSES))
         if pauses.pauses and self._all_paused(pauses, view.now):
             return Decision(Pulled(reason="paused", free=free))
@@ -110,7 +118,7 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
             note = Event(view.now, "pull.saturated", self.node_id)
             return Decision(Pulled(reason="inflight_limit", free=free), notes=(note,))
         offer = self._offer(node)
-        hand = Hand(view, offer, pauses)
+        hand = Hand(view, offer, pauses, bars_of(self.node_id, node, view.scene.judge))
         rows = hand.take(min(self.limit, left) if room is None else min(self.limit, left, room))
         if not rows:
             return Decision(Pulled(reason=hand.why_none(), free=free))
@@ -154,6 +162,7 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
             started_at=view.now,
             sending=1,
             not_before=0,
+            policy_version=view.scene.judge.version,
         )
 
     def _pulls(self, view: View) -> Pulls | None:
@@ -179,6 +188,28 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         note = Event(view.now, "pull.repeated", self.node_id)
         put = tuple(job.row for job in sent)
         return Decision(Pulled(sent, tuple(_params(view, live))), put=put, notes=(note,))
+
+
+def bars_of(node_id: str, node: Node | None, judge: Judge) -> Callable[[str], bool] | None:
+    """Tells of a lane whether the policy keeps its jobs from this node; None: it keeps none."""
+    if judge.trivial:
+        return None
+    ask = node_ask("pull", node_id, node)
+
+    def bars(name: str) -> bool:
+        lane = read_lane(name)
+        return not judge.decide(ask._replace(kind=lane.kind, source=lane.source or None)).allowed
+
+    return bars
+
+
+def _barred(node_id: str, node: Node | None, judge: Judge) -> Refused | None:
+    """Why the policy lets the node have no job at all, None if it may have some."""
+    if judge.trivial:
+        return None
+    ask = node_ask("pull", node_id, node)
+    verdict = judge.pull(ask)
+    return None if verdict.allowed else denied(judge, ask, verdict)
 
 
 def _params(view: View, jobs: list[Job]) -> Iterator[tuple[str, bytes]]:

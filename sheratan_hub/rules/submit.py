@@ -12,6 +12,7 @@ from sheratan_hub.rules.command import Code, Decision, Event, Quota, Refused, Sc
 from sheratan_hub.rules.edges import after_parents, deferred, link, told, unknown
 from sheratan_hub.rules.jobs import APART_BYTES, Job, OnFailure, job_event, job_of
 from sheratan_hub.rules.limits import RATES, admit
+from sheratan_hub.rules.policies import refuse_denied, submit_ask
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
@@ -74,8 +75,12 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """A new job, or the one known.
 
-        Refused: `idempotency_key_collision`, `queue_full`, `rate_limited`, `unknown_dependency`.
+        Refused: `idempotency_key_collision`, `queue_full`, `rate_limited`, `unknown_dependency`,
+        `policy_denied`.
         """
+        judge = view.scene.judge
+        if not judge.trivial:
+            refuse_denied(judge, submit_ask(self.kind, self.source, self.needs))
         if self.key is None:
             return self._make(view)
         held = view.row("key", key_id(self.key))

@@ -20,9 +20,6 @@ from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, node_answer, reply
 from sheratan_hub.web.tokens import retiring
 
-NO_POLICY = {"version": 0, "sha256": None}
-"""Policies are not there yet; version 0 is none."""
-
 LABELS_MAX = 50
 _SECRET = re.compile("token|secret|passw|credential|private|api_?key", re.IGNORECASE)  # such a field is never kept
 
@@ -34,12 +31,14 @@ async def heartbeat(call: Call) -> web.StreamResponse:
     if not node_id:
         raise Refused(Code.INVALID_FIELD, "one of node_id, host_id, host or name must be given")
     done: Beaten = await call.hub.beats.take(_beat(call, node_id, form, labels), call.from_node(node_id))
+    if done.denied is not None:
+        raise done.denied
     return reply(
         {
             "ok": True,
             "node_id": node_id,
             "attestation_status": done.node.attested.status,
-            "policy_version": NO_POLICY["version"],
+            "policy_version": call.hub.judge.version,
             "heartbeat_after_seconds": round(done.next_in_ms / 1000, 3),
             "cancel": done.cancel,
             "drain": done.node.draining,
@@ -98,9 +97,14 @@ async def registry(call: Call) -> web.StreamResponse:
         page = await call.hub.page("node", (), after, 200)
         nodes |= {row.id: _node(call, row) for row in page.rows}
         if page.next is None:
-            return reply({"ok": True, "nodes": nodes, "policy": NO_POLICY})
+            return reply({"ok": True, "nodes": nodes, "policy": pinned(call)})
         after = page.next
         await call.services.clock.sleep(0)
+
+
+def pinned(call: Call) -> dict[str, Any]:
+    """The active policy, as the registry shows it; version 0 is the one that allows all."""
+    return {"version": call.hub.judge.version, "sha256": call.hub.judge.sha256 or None}
 
 
 def _node(call: Call, row: Any) -> dict[str, Any]:

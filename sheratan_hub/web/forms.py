@@ -13,6 +13,7 @@ from sheratan_hub.canonical import NULL, Raw, payload_sha256
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.edges import PARENTS_MAX
 from sheratan_hub.rules.jobs import OnFailure
+from sheratan_hub.rules.policy import Policy
 from sheratan_hub.rules.submit import Submit
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -206,6 +207,20 @@ class AccessForm(Form, frozen=True):
     node_id: Name | None = None
     expires_in_seconds: Annotated[float, Meta(ge=1, le=315_360_000)] | None = None
     name: Text | None = None
+
+
+class PolicyForm(Form, frozen=True):
+    """A policy to keep as the next version."""
+
+    policy: Policy
+    note: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class PlanForm(Form, frozen=True):
+    """A draft, or a version, to be tried against what is there now."""
+
+    policy: Policy | None = None
+    version: Annotated[int, Meta(ge=0, le=999_999_999)] | None = None
 
 
 class EmptyForm(Form, frozen=True):

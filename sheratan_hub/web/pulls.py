@@ -35,7 +35,10 @@ async def fleet_pull(call: Call) -> web.StreamResponse:
 
 
 async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
-    return await deliver(call, (await pull_after(call, (), form, wait_ms))[1])
+    done = (await pull_after(call, (), form, wait_ms))[1]
+    if done.denied is not None:
+        raise done.denied
+    return await deliver(call, done)
 
 
 async def pull_after(
@@ -51,6 +54,8 @@ async def pull_after(
         frozenset(form.kinds or ()),
     )
     outcomes, done = await call.hub.pull_after(first, command, wait_ms, call.from_node(form.node_id), order)
+    if first and done.denied is not None:
+        call.refused(done.denied, form.node_id)
     if call.hub.waiting.closed and not done.jobs:
         done = Pulled(reason="draining")
     return outcomes, done

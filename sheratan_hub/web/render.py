@@ -237,6 +237,11 @@ def claim_answer(claim: Claim | None) -> dict[str, Any] | None:
     }
 
 
+def rfc3339_or_none(ms: int) -> str | None:
+    """A moment as clients see it; 0 is none."""
+    return rfc3339(ms) if ms else None
+
+
 def listed(name: str, rows: Iterable[Any], next_cursor: str | None) -> Answer:
     """A page of a list; it may be short or empty and still carry a cursor."""
     return reply({"ok": True, name: list(rows), "next_cursor": next_cursor})

@@ -8,6 +8,7 @@ from sheratan_hub.rules.command import Command, Event, Limits, Need, Refused, Sc
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job, job_of
 from sheratan_hub.rules.lanes import Lanes
+from sheratan_hub.rules.policy import Judge
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.sweep import SweepJobs
@@ -28,12 +29,13 @@ class Stage:
         self.now = 1_000_000
         self.started_at = 0
         self.lanes = Lanes(age_ms=self.limits.age_ms)
+        self.judge = Judge()
         self._n = 0
         self._known: set[str] = set()
 
     def do(self, command: Command) -> Any:
         self._learn_lanes()
-        scene = Scene(self.now, self.limits, self.lanes, self.started_at)
+        scene = Scene(self.now, self.limits, self.lanes, self.started_at, judge=self.judge)
         view = View(scene)
         view.add(*self._load(command.wants(scene)))
         while True:

@@ -427,6 +427,8 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "/api/hosts/{id}/resume": ({}, {}),
     "/api/hosts/{id}/attest": ({}, {}),
     "/api/fleet/reap": ({}, {}),
+    "/api/policies": ({"policy": {}}, {"policy": [5, None, {"rules": 5}, {"surprise": 1}]}),
+    "/api/policies/plan": ({"version": 0}, {"version": [-1, "1", HUGE], "policy": [5, {"rules": [{}]}]}),
 }
 """For every route with a body: one that is fine, and by field the values that are not."""
 
