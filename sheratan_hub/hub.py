@@ -27,7 +27,7 @@ from sheratan_hub.rules.pauses import Pause
 from sheratan_hub.rules.policies import POINTER, Pointer, Snapshot, pointer_of, snapshot_of, version_id
 from sheratan_hub.rules.policy import Judge
 from sheratan_hub.rules.pull import Pull, Pulled, bars_of
-from sheratan_hub.rules.view import View, leases_on, running_of
+from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
 from sheratan_hub.upkeep import SWEPT, clamp, sweep
 from sheratan_hub.waiting import Waiter, Waiting
@@ -141,7 +141,7 @@ class Hub:
                 for lane in self.waiting.looked(waiter, found, pulled.reason, pulled.free, wakes, mark):
                     if lane in self.committer.lanes:
                         self.waiting.wake(lane)
-                if freed and pulled.reason == "no_job":
+                if freed and not found and pulled.reason != "inflight_limit":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
                 if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
@@ -324,10 +324,10 @@ class Hub:
         Refused with `unavailable` when the store is down.
         """
         try:
-            counts = await self.store.counts(prefix)
+            found = [await self.store.counts(one) for one in ((prefix,) if prefix else KEPT)]
         except StoreDown as down:
             raise unavailable(down) from down
-        return counts if prefix else {facet: n for facet, n in counts.items() if not facet.startswith(SINGLE)}
+        return {facet: n for counts in found for facet, n in counts.items()}
 
     @property
     def throttled(self) -> Collection[str]:
@@ -384,8 +384,8 @@ WORTH_WAITING = ("no_job", "inflight_limit", "node_full", "paused", "throttled")
 """Reasons that a long poll waits on; any other is told at once."""
 
 
-SINGLE = (leases_on(""), running_of(""))
-"""How the facets of single nodes and sources begin."""
+KEPT = ("attestation:", "job:", "key", "node:", "read")
+"""How the facets begin that are told together; those of single nodes, sources and missions grow without bound."""
 
 FREES_MIN_MS, FREES_MAX_MS = 100, 1000
 """The bounds of how long a pull is asked to wait for a lease to end; the sweep sees a second ahead."""

@@ -198,9 +198,20 @@ def loosen(view: View, job: Job) -> Loose:
     if missing:
         raise Need(Wants(look=missing))
     found = [view.look(*key) for key in children.values()]
-    if any(not job_of(row).finished for row in found if row is not None):
+    if any(row is not None for row in found):  # one that has ended may be redriven, and then waits for this one
         return Loose(False)
     return Loose(len(rows) < PIECE, tuple(key for key in children if not view.changed(*key)))
+
+
+def ask_for_edges(view: View, jobs: Sequence[Job]) -> None:
+    """Raises `Need` for all that `loosen` asks of these jobs, at once."""
+    parents = [job for job in jobs if job.dependents and not (job.cascade or job.resuming)]
+    missing = [name for job in parents if view.all_due(name := failed_of(job.id)) is None]
+    if missing:
+        raise Need(edges_of(*missing))
+    children = {job_key(child_of(row, job.id)) for job in parents for row in view.all_due(failed_of(job.id)) or ()}
+    if look := {key for key in children if not view.has(*key)}:
+        raise Need(Wants(look=look))
 
 
 _encode = msgspec.json.Encoder().encode

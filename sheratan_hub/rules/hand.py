@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sheratan_hub.rules.command import Need
 from sheratan_hub.rules.eligible import kind_stop, source_room
@@ -12,6 +12,9 @@ from sheratan_hub.rules.limits import RATES, rates_of
 from sheratan_hub.rules.pauses import Pauses
 from sheratan_hub.rules.view import View, running_of
 from sheratan_hub.storage import Ready, Row, Wants
+
+AHEAD = 4
+"""So many rows of a lane are asked for that may have to give one only."""
 
 
 class Hand:
@@ -53,7 +56,8 @@ class Hand:
             if not sources:
                 continue
             share = -(-left // len(sources))
-            self._load([own[0] for own in sources.values()], share)
+            further = [lane for own in sources.values() for lane in own[1:]]
+            self._load([own[0] for own in sources.values()], share, further)
             piles = [list(self._own(source, own, share)) for source, own in sources.items()]
             for place in range(share):
                 for pile in piles:
@@ -75,6 +79,7 @@ class Hand:
     def _by_source(self, lanes: list[str]) -> dict[str, list[str]]:
         """The lanes of each source in their order, without those that are throttled (rule 10)."""
         out: dict[str, list[str]] = {}
+        self._count({read_lane(lane).source for lane in lanes})
         for lane in lanes:
             source = read_lane(lane).source
             room = self._room(source)
@@ -84,6 +89,16 @@ class Hand:
             else:
                 out.setdefault(source, []).append(lane)
         return out
+
+    def _count(self, sources: set[str]) -> None:
+        """Ask for the live leases of all these sources at once."""
+        view = self._view
+        stored, limits = rates_of(view.look(*RATES)), view.scene.limits
+        new = (source for source in sources if source and source not in self._rooms)
+        limited = (running_of(source) for source in new if source_room(source, 0, stored, limits) is not None)
+        missing = {facet for facet in limited if facet not in view.counted()}
+        if missing:
+            raise Need(Wants(counts=missing))
 
     def _room(self, source: str) -> int | None:
         """How many more jobs of this source may run, once the pull has what it holds by now."""
@@ -106,7 +121,7 @@ class Hand:
         while given < most:
             while unread and (not heap or self._view.scene.lanes.head(unread[-1]) <= heap[0][0]):
                 lane = unread.pop()
-                rows = iter(self._next(lane, most))
+                rows = self._lazily(lane, most)
                 if (row := next(rows, None)) is not None:
                     heapq.heappush(heap, (row.order, row.id, row, lane, rows))
             if not heap:
@@ -117,9 +132,20 @@ class Hand:
             if (row := next(rows, None)) is not None:
                 heapq.heappush(heap, (row.order, row.id, row, lane, rows))
 
-    def _next(self, lane: str, most: int) -> list[Row]:
+    def _lazily(self, lane: str, most: int) -> Iterator[Row]:
+        """The rows of `_next`, asked for a few at a time: of many lanes each may give one only."""
+        got, piece = 0, AHEAD
+        while got < most:
+            asked = min(piece, most - got)
+            rows = self._next(lane, asked, got)
+            yield from rows
+            if len(rows) < asked:
+                return
+            got, piece = got + asked, 2 * piece
+
+    def _next(self, lane: str, most: int, got: int = 0) -> list[Row]:
         """Up to `most` rows of the lane that neither this pull nor another has; if there are fewer it is done with."""
-        begun = self._from.get(lane, 0)
+        begun = self._from.get(lane, 0) + got
         rows = self._view.ready(lane, begun + most)[begun:]
         if len(rows) < most:
             self._done.add(lane)
@@ -127,13 +153,16 @@ class Hand:
                 self._view.used_up.add(lane)
         return rows
 
-    def _load(self, lanes: list[str], share: int) -> None:
+    def _load(self, lanes: list[str], share: int, behind: Sequence[str] = ()) -> None:
         """Ask for the lanes that are not loaded: for others than the batch's other pulls ask for, as long as there are.
 
         So pulls of one batch that find many short lanes do not all ask for the same one, one after the other.
         """
         view = self._view
         missing = [lane for lane in lanes if not view.loaded(lane)]
+        also = {Ready(lane): AHEAD for lane in behind if not view.loaded(lane)}
+        if not missing and also:
+            raise Need(Wants(ready=also))
         if not missing:
             return
         others = [lane for lane in missing if lane not in view.asked]
@@ -143,7 +172,7 @@ class Hand:
             others = [lane for lane in more if not view.loaded(lane)] or [min(missing, key=view.asked.__getitem__)]
         for lane in others:
             view.asked[lane] = view.asked.get(lane, 0) + share
-        raise Need(Wants(ready={Ready(lane): share for lane in others}))
+        raise Need(Wants(ready={**also, **{Ready(lane): share for lane in others}}))
 
     def why_none(self) -> str:
         """The reason of a pull that finds nothing."""

@@ -45,7 +45,7 @@ def pay(taken: Taken, rate: Rate, now: int) -> tuple[Taken | None, Quota]:
     A bucket of `per_minute` that fills evenly (GCRA, the leaky bucket as a meter).
     """
     each, now_us = MINUTE_US // rate.per_minute, now * 1000
-    full_at = max(taken.full_at_us, now_us) + each
+    full_at = min(max(taken.full_at_us, now_us), now_us + MINUTE_US) + each  # no further off, whatever the clock did
     over = full_at - now_us - each * rate.per_minute
     if over > 0:
         return None, Quota(rate.per_minute, 0, -(-over // 1000))

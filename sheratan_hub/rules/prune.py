@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Limits, Need, Scene, due_wants
-from sheratan_hub.rules.edges import Loose, loosen
+from sheratan_hub.rules.edges import Loose, ask_for_edges, loosen
 from sheratan_hub.rules.jobs import PRUNE, Job, job_event, job_key, job_of
 from sheratan_hub.rules.submit import named_job
 from sheratan_hub.rules.view import View
@@ -103,6 +103,7 @@ def prunable(job: Job, view: View, loose: Loose) -> int:
 
 def _ask(view: View, jobs: list[Job]) -> None:
     """Load the rows that may be there beside the jobs."""
+    ask_for_edges(view, jobs)
     beside = {key for job in jobs if not prunable(job, view, loosen(view, job)) for key in _beside(job)}
     missing = {key for key in beside if not view.has(key.kind, key.id, locked=True)}
     if missing:

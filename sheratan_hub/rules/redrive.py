@@ -89,4 +89,12 @@ def redriven(job: Job, now: int) -> Job:
 def delayed(job: Job, at: int) -> Job:
     """The redriven job, not to be handed out before `at`; the time in which it may be taken begins then."""
     ends = at + job.expires_at - job.redriven_at if job.expires_at else 0
-    return job.with_(not_before=at, order=at * ORDERS, waiting=True, pending_since=at, expires_at=ends, redriven_at=at)
+    return job.with_(
+        not_before=at,
+        order=at * ORDERS,
+        waiting=True,
+        pending_since=at,
+        expires_at=ends,
+        redriven_at=at,
+        delay_ms=at - job.redriven_at,
+    )

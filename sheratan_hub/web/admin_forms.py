@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sheratan_hub.web.forms import Form, Name, Text
+from sheratan_hub.web.forms import Form, Name
 
 JOB_IDS_MAX = 1000
 CHANGED_MAX = 100_000
@@ -27,7 +27,7 @@ class DeadFilter(Form, frozen=True):
     """Which dead letters; what is not given does not matter."""
 
     kind: Name | None = None
-    source: Text | None = None
+    source: Name | None = None
     mission_id: Name | None = None
     node_id: Name | None = None
     reason: Name | None = None
@@ -48,7 +48,7 @@ class WaitingFilter(Form, frozen=True):
 
     status: Literal["pending", "quarantined"] | None = None
     kind: Name | None = None
-    source: Text | None = None
+    source: Name | None = None
     mission_id: Name | None = None
     older_than_seconds: Age | None = None
 
@@ -67,7 +67,7 @@ class UnfinishedFilter(Form, frozen=True):
 
     status: Literal["pending", "quarantined", "running"] | None = None
     kind: Name | None = None
-    source: Text | None = None
+    source: Name | None = None
     mission_id: Name | None = None
     node_id: Name | None = None
     older_than_seconds: Age | None = None

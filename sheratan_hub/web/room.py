@@ -45,7 +45,7 @@ class Room:
 
     async def submit(self, command: Command, origin: Origin) -> Any:
         """The command's answer. Refused as `Hub.execute` does, with `queue_full` perhaps a little later."""
-        if self._waiting:  # behind those who wait already
+        if self._waiting and self._working():  # behind those who wait already
             await self._turn()
             return await self._hub.execute(command, origin)
         try:
@@ -60,7 +60,10 @@ class Room:
         if self._credit >= LEFT:
             self._credit -= LEFT
             return False
-        return self._clock.now() - self._left_at <= IDLE_MS and not self._hub.waiting.closed
+        return self._working() and not self._hub.waiting.closed
+
+    def _working(self) -> bool:
+        return self._clock.now() - self._left_at <= IDLE_MS
 
     async def _turn(self) -> bool:
         """Whether there is room now, as far as one can tell."""
@@ -83,6 +86,8 @@ class Room:
         """Jobs have left the queue: as many submits may try."""
         counts = committed.changes.counts
         left = sum(counts.get(facet, 0) for facet in ELSEWHERE)
+        events = (event for happened in committed.happened for event in happened.events)
+        left += sum(event.meta["count"] for event in events if event.event == "jobs.pruned")
         if left > 0:
             self._left_at = self._clock.now()
             self._credit = min(self._credit + left, AT_ONCE * LEFT)
