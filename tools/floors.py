@@ -31,6 +31,7 @@ FLOORS = {
         "reading",
         "ledger",
         "standing",
+        "explaining",
     ),
     3: ("web",),
     4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheratan_hub.web import admin, control, data, ledger, missions, ops, pulls, results, standing
+from sheratan_hub.web import admin, control, data, explain, ledger, missions, ops, pulls, results, standing
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveForm, RedriveManyForm
 from sheratan_hub.web.forms import (
     BeatForm,
@@ -47,6 +47,7 @@ ROUTES = (
     Route("POST", "/mesh/submit_result", "data", results.fleet_result, form=FleetResultForm),
     Route("POST", "/api/results", "data", results.results, form=ResultsForm, reader=results.read_results, batch=True),
     Route("GET", "/api/jobs/{id}", "data", data.job),
+    Route("GET", "/api/jobs/{id}/explain", "data", explain.explain),
     Route("POST", "/api/jobs/{id}/result", "data", results.result, form=ResultForm),
     Route("POST", "/api/jobs/{id}/extend", "data", data.extend, form=ExtendForm),
     Route("POST", "/api/jobs/{id}/release", "data", data.release, form=ReleaseForm),
