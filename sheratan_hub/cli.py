@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sheratan_hub import __version__
+from sheratan_hub.cli_explain import jobs_explain
 from sheratan_hub.cli_jobs import jobs, submit
 from sheratan_hub.cli_output import NODE_COLUMNS, say, show_many
 from sheratan_hub.cli_target import (
@@ -41,6 +42,7 @@ def main(context: click.Context, control_url: str | None, data_url: str | None, 
 
 main.add_command(submit)
 main.add_command(jobs)
+jobs.add_command(jobs_explain)
 
 
 @main.command()

@@ -34,7 +34,7 @@ FLOORS = {
         "explaining",
     ),
     3: ("web",),
-    4: ("app", "cli", "cli_jobs", "cli_output", "cli_target", "__main__"),
+    4: ("app", "cli", "cli_explain", "cli_jobs", "cli_output", "cli_target", "__main__"),
 }
 CLIENT = (
     "answers",
