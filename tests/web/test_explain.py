@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -271,9 +272,16 @@ async def test_the_states_of_nodes(
     assert (body["jobs"], body["reason"]) == ([], reason)
 
 
-async def test_kind_not_asked(site: Site) -> None:
-    import asyncio
+async def test_a_node_that_holds_all_it_may_is_full(still: Site) -> None:
+    await beat(still, max_concurrent=1)
+    await still.submit()
+    await still.lease()
+    (node,) = (await explain(still, await still.submit()))["nodes"]["shown"]
+    assert (node["leases"], node["reasons"][0]["detail"]) == (1, "The node is full (1 of 1 leases).")
+    assert node["reasons"][0]["evidence"] == {"leases": 1, "max_concurrent": 1}
 
+
+async def test_kind_not_asked(site: Site) -> None:
     await beat(site)
     poll = {"node_id": "n1", "kinds": ["other"], "wait_seconds": 30}
     waiting = asyncio.create_task(site.data("POST", "/api/jobs/pull", poll))
