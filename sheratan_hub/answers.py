@@ -168,6 +168,49 @@ class JobPage(Answer, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
+class Reason(Answer, frozen=True, kw_only=True):
+    """Why a job is not running, or not on a node: a sentence, and the earliest time it may end by itself."""
+
+    reason: str
+    detail: str = ""
+    evidence: dict[str, Any] = {}
+    until: str | None = None
+
+
+class NodeReasons(Answer, frozen=True, kw_only=True):
+    """A node, and what keeps it from having the job; nothing: it is free to."""
+
+    node_id: str
+    status: str | None = None
+    capable: bool = False
+    leases: int = 0
+    waiting_pulls: int = 0
+    reasons: list[Reason] = []
+
+
+class NodesExplained(Answer, frozen=True, kw_only=True):
+    """How many nodes there are for a job; `shown` are the first, the free ones before others."""
+
+    known: int = 0
+    live: int = 0
+    capable: int = 0
+    free: int = 0
+    cut: bool = False
+    shown: list[NodeReasons] = []
+
+
+class Explained(Answer, frozen=True, kw_only=True):
+    """Every reason why a job is not running now."""
+
+    job_id: str
+    status: str
+    runnable: bool = False
+    reasons: list[Reason] = []
+    expires_at: str | None = None
+    rate_limit: dict[str, Any] | None = None
+    nodes: NodesExplained | None = None
+
+
 class NodePage(Answer, frozen=True, kw_only=True):
     """One page of the list of nodes."""
 

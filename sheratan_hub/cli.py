@@ -14,6 +14,7 @@ import click
 from sheratan_hub import __version__
 from sheratan_hub.cli_access import access
 from sheratan_hub.cli_audit import audit, watch
+from sheratan_hub.cli_explain import jobs_explain
 from sheratan_hub.cli_jobs import jobs, submit
 from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
@@ -60,6 +61,7 @@ main.add_command(audit)
 main.add_command(watch)
 main.add_command(tokens)
 main.add_command(access)
+jobs.add_command(jobs_explain)
 
 
 @main.command()

@@ -19,6 +19,7 @@ from sheratan_hub.answers import (
     Beat,
     Cancelled,
     Envelope,
+    Explained,
     Extended,
     Integrity,
     Job,
@@ -42,6 +43,7 @@ __all__ = [
     "Accepted",
     "Beat",
     "Cancelled",
+    "Explained",
     "Extended",
     "HubClient",
     "HubRefused",
@@ -323,6 +325,10 @@ class HubClient:
         return await self._hub.ask(
             Request("data", "GET", _job_path(job_id), query=query, wait_seconds=wait_seconds), Job
         )
+
+    async def explain(self, job_id: str) -> Explained:
+        """Every reason why the job is not running now."""
+        return await self._hub.ask(Request("data", "GET", f"{_job_path(job_id)}/explain"), Explained)
 
     async def jobs(
         self,

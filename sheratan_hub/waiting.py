@@ -126,6 +126,15 @@ class Waiting:
         return len(self._line)
 
     @property
+    def nodes(self) -> Iterable[str]:
+        """The nodes whose pulls wait."""
+        return self._nodes
+
+    def offers(self, node: str) -> tuple[Offer, ...]:
+        """What the node's waiting pulls ask for, each once."""
+        return tuple(dict.fromkeys(one.offer for one in self._nodes.get(node, ()) if not one.replaced))
+
+    @property
     def thirsty(self) -> int:
         """How many pulls wait for a lease to end because of the inflight limit."""
         return len(self._thirsty)

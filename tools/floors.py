@@ -37,6 +37,7 @@ FLOORS = {
         "standing",
         "keyring",
         "policy_files",
+        "explaining",
     ),
     3: ("web",),
     4: (
@@ -44,6 +45,7 @@ FLOORS = {
         "cli",
         "cli_access",
         "cli_audit",
+        "cli_explain",
         "cli_jobs",
         "cli_nodes",
         "cli_output",

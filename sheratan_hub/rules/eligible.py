@@ -2,11 +2,14 @@
 
 What is asked for each job of a pull is a function of its own, so that pulls pay for nothing else; `stops` and
 `stops_here` ask all of them, each stop with its evidence and the moment when it may end.
+
+A further stop is one more such function here, which the pull asks, and one line at the end of `stops` (if nobody may
+have the job) or of `stops_here` (if this node may not). `rules/explain.py` needs a sentence for its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -61,7 +64,10 @@ def source_room(source: str, running: int, stored: Mapping[str, Rate], limits: L
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """One reason why a job cannot be leased now. `until` is the earliest time (ms) it may end by itself; 0: unknown."""
+    """One reason why a job cannot be leased now. `until` is the earliest time (ms) it may end by itself; 0: unknown.
+
+    Times (ms) in `detail` have names that end in `_at` or `_until`.
+    """
 
     reason: str
     until: int = 0
@@ -69,7 +75,10 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class World(msgspec.Struct, frozen=True):
-    """What counts beside the job and the node: `inflight` live leases, `running` of them of the job's source."""
+    """What counts beside the job and the node: `inflight` live leases, `running` of them of the job's source.
+
+    Evidence only: `frees_at`, when the next lease ends by its time, and what is known of the job's `parents`.
+    """
 
     now: int
     limits: Limits = Limits()
@@ -78,15 +87,13 @@ class World(msgspec.Struct, frozen=True):
     rates: Mapping[str, Rate] = {}
     inflight: int = 0
     running: int = 0
+    frees_at: int = 0
+    parents: dict[str, Any] = {}
 
 
 def stops(job: Job, world: World) -> list[Stop]:
     """Why nobody can lease this job now; empty: somebody may."""
-    found: list[Stop] = []
-    if job.status != "pending":
-        found.append(Stop("not_pending", detail={"status": job.status}))
-    elif job.waiting:
-        found.append(Stop("not_before", job.not_before, {"failures": job.failures, "losses": job.losses}))
+    found = list(_own_stops(job, world))
     pause = kind_stop(job.kind, world.pauses, world.now)
     if pause is not None:
         found.append(Stop("paused", pause.until, {"kind": pause.kind, "reason": pause.reason}))
@@ -96,8 +103,48 @@ def stops(job: Job, world: World) -> list[Stop]:
         found.append(Stop("throttled", detail=said))
     if hub_room(world.inflight, world.limits) <= 0:
         said = {"inflight": world.inflight, "max_inflight": world.limits.max_inflight}
-        found.append(Stop("inflight_limit", detail=said))
+        found.append(Stop("inflight_limit", world.frees_at, said))
     return found
+
+
+def _own_stops(job: Job, world: World) -> Iterator[Stop]:
+    """What its own state says; nothing exactly if its row stands in a lane (see `Job.row`)."""
+    if job.status == "quarantined":
+        yield Stop("quarantined", detail={"reason": job.reason, "root_cause": job.root_cause, **world.parents})
+        return
+    if job.status != "pending":
+        yield _held(job) if job.status == "running" else Stop("not_pending", detail=_ended(job))
+        return
+    if job.waiting:
+        again = bool(job.failures or job.losses)
+        said = {"failures": job.failures, "losses": job.losses}
+        yield Stop("backoff" if again else "not_before", job.not_before, said)
+    if job.parents_left:
+        said = {"parents_left": job.parents_left, "parents_failed": job.parents_failed}
+        yield Stop("dependency", detail={**said, **world.parents})
+
+
+def _held(job: Job) -> Stop:
+    """Who has it; it can change at the end of the lease, of the attempt, or of what a cancel waits."""
+    said = {
+        "status": job.status,
+        "node_id": job.node_id,
+        "attempt": job.attempt,
+        "started_at": job.started_at,
+        "lease_until": job.lease_until,
+        "times_out_at": job.times_out_at,
+        "cancel_requested": bool(job.cancel_at),
+    }
+    return Stop("not_pending", job.row.due_at, said)
+
+
+def _ended(job: Job) -> dict[str, Any]:
+    return {
+        "status": job.status,
+        "reason": job.reason,
+        "finished_at": job.finished_at,
+        "root_cause": job.root_cause,
+    }
 
 
 def stops_here(job: Job, node: Node | None, offer: Offer, leases: int, world: World) -> list[Stop]:
@@ -105,8 +152,16 @@ def stops_here(job: Job, node: Node | None, offer: Offer, leases: int, world: Wo
     found: list[Stop] = []
     stop = node_stop(node, leases, world.now, world.limits, world.started_at)
     if stop is not None:
-        found.append(Stop(stop, detail={"leases": leases} if stop == "node_full" else {}))
+        found.append(Stop(stop, detail=_of_node(stop, node, leases, world.limits)))
     if not suits(job.kind, job.needs, offer):
-        lacking = sorted(set(job.needs) - offer.capabilities)
-        found.append(Stop("not_capable", detail={"lacking": lacking} if lacking else {"kind": job.kind}))
+        if lacking := sorted(set(job.needs) - offer.capabilities):
+            found.append(Stop("not_capable", detail={"lacking": lacking}))
+        if offer.kinds and job.kind not in offer.kinds:
+            found.append(Stop("kind_not_asked", detail={"kind": job.kind, "asked": sorted(offer.kinds)}))
     return found
+
+
+def _of_node(stop: str, node: Node | None, leases: int, limits: Limits) -> dict[str, Any]:
+    if stop == "node_full":
+        return {"leases": leases, "max_concurrent": leases + (node_room(node, leases, limits) or 0)}
+    return {"last_seen_at": node.last_seen} if node is not None else {}

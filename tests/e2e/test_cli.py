@@ -279,3 +279,16 @@ def test_flags_of_serve_win_over_everything(tmp_path: Path) -> None:
     assert "memory" in said[2]
     assert (tmp_path / "d").is_dir()
     assert not (tmp_path / "never.db").exists()
+
+
+def test_a_job_is_explained_to_people_and_to_programs(line: Line) -> None:
+    made = line.json("submit", "explained", "--needs", "quantum", "--delay", "60")
+    found = line.json("jobs", "explain", made["job_id"])
+    assert [one["reason"] for one in found["reasons"]] == ["not_before", "no_capable_node"]
+    done = line("jobs", "explain", made["job_id"])
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"job {made['job_id']} is pending")
+    rows = done.stdout.splitlines()
+    assert rows[0].split() == ["reason", "until", "detail"]
+    assert [row.split()[0] for row in rows[1:3]] == ["not_before", "no_capable_node"]
+    assert line("jobs", "explain", "nonsense").returncode == 1

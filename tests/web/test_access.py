@@ -69,7 +69,14 @@ def test_the_routes_of_a_role_are_these() -> None:
         role: {f"{route.method} {route.path}" for route in ROUTES if route.right in GRANTS[role]}  # type: ignore[index]
         for role in ("node", "producer", "viewer")
     }
-    jobs = {"GET /api/jobs", "GET /api/jobs/{id}", "GET /api/ledger", "GET /api/missions", "GET /api/missions/{id}"}
+    jobs = {
+        "GET /api/jobs",
+        "GET /api/jobs/{id}",
+        "GET /api/jobs/{id}/explain",
+        "GET /api/ledger",
+        "GET /api/missions",
+        "GET /api/missions/{id}",
+    }
     assert allowed["producer"] == {"POST /api/jobs", "POST /mesh/submit_request", "POST /api/missions"} | jobs
     assert {route for route in allowed["viewer"] if not route.startswith("GET ")} == set()
     assert allowed["node"] & (allowed["viewer"] | allowed["producer"]) == set()

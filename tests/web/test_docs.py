@@ -20,17 +20,20 @@ from sheratan_hub.alerts import Alert
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import FIELDS, SECRETS, Settings
+from sheratan_hub.explaining import NODES_MAX
 from sheratan_hub.metrics import Metrics
-from sheratan_hub.rules import evidence, jobs, missions, pull, sweep
+from sheratan_hub.rules import evidence, explain, jobs, missions, pull, sweep
 from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
 from sheratan_hub.rules.edges import AT_ONCE, PARENTS_MAX
+from sheratan_hub.rules.explain import SHOWN
 from sheratan_hub.rules.finish import Finished
 from sheratan_hub.rules.graph import EDGES_MAX
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.web import admin_forms, forms, history, nodes, render, results, standing_forms
+from sheratan_hub.web import explain as web_explain
 from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
@@ -67,6 +70,10 @@ ANSWERS: dict[str, type[msgspec.Struct]] = {
     "A lease": render.LeaseAnswer,
     "An attempt": history.AttemptAnswer,
     "A late result": history.LateAnswer,
+    "An explanation": web_explain.ExplainAnswer,
+    "A reason": web_explain.ReasonAnswer,
+    "Nodes of an explanation": web_explain.NodesAnswer,
+    "A node of an explanation": web_explain.NodeAnswer,
 }
 
 
@@ -135,9 +142,10 @@ def test_the_reference_lists_every_code_with_its_status_and_no_other():
     assert len(told) == len(table("Codes"))
 
 
-def test_the_reference_lists_every_reason_of_jobs_and_of_pulls_and_no_other():
+def test_the_reference_lists_every_reason_of_jobs_pulls_and_explanations_and_no_other():
     told_once(column("Of jobs"), jobs.REASONS)
     told_once(column("Of pulls"), pull.REASONS)
+    told_once(column("Of explanations"), explain.REASONS)
 
 
 def test_the_reference_lists_every_reason_of_audit_lines_and_no_other():
@@ -229,6 +237,12 @@ async def test_the_reference_lists_every_field_of_a_mission(make_site: MakeSite)
     told_once(column("A mission"), told.keys() - {"ok"})
     states = next(row[1] for row in table("A mission") if row[0] == "`status`")
     assert states.rpartition(": ")[2].split(", ") == list(missions.STATES)
+
+
+def test_the_reference_tells_the_bounds_of_explanations():
+    for text in (section("Explain"), section("Nodes of an explanation")):
+        assert str(NODES_MAX) in text
+        assert f" {SHOWN}" in text
 
 
 def test_the_reference_tells_the_limits_of_dependencies():
@@ -454,7 +468,7 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
 
 def test_the_features_that_the_readme_says_are_missing_are_missing():
     paths = {route.path for route in ROUTES}
-    for later in ("/explain", "/openapi.json"):
+    for later in ("/openapi.json", "/api/bundle"):
         assert not any(path.endswith(later) for path in paths), later
 
 
