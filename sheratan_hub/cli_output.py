@@ -15,7 +15,7 @@ import click
 JOB_COLUMNS = ("job_id", "status", "kind", "source", "attempt", "node_id", "created_at", "reason")
 NODE_COLUMNS = ("node_id", "status", "health", "zone", "capabilities", "current_jobs", "max_concurrent", "last_seen")
 
-WHOLE = ("job_id", "node_id", "status")
+WHOLE = ("job_id", "mission_id", "node_id", "status")
 
 Row = Mapping[str, Any]
 
