@@ -118,11 +118,16 @@ async def _purge(target: Target, filters: dict[str, Any], dry_run: bool, limit: 
     from msgspec import to_builtins
 
     async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
-        if not dry_run and not yes and sys.stdin.isatty():
+        if not dry_run and not yes and on_terminal():
             meant = await hub.purge(filters, dry_run=True, limit=limit)
             click.confirm(f"Cancel {meant.matched} waiting jobs?", abort=True, err=True)
         show_one(to_builtins(await hub.purge(filters, dry_run=dry_run, limit=limit)), output)
     return 0
+
+
+def on_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
 
 
 @click.group()
