@@ -99,7 +99,8 @@ class Cancelled(Answer, frozen=True, kw_only=True):
 class Job(Answer, frozen=True, kw_only=True):
     """A job as the hub sees it. `attempt` counts deliveries and starts at 1; `node_id` holds or last held it.
 
-    `attempts` (those that failed or were lost) and `late` (results that came too late) only where one job is asked for.
+    `attempts` (those that failed or were lost) and `late` (results that came too late) only where one job is asked for,
+    and of dead letters. `root_cause` is the job whose failure ended this one, `depends_on_left` how many it waits for.
     """
 
     job_id: str
@@ -122,6 +123,9 @@ class Job(Answer, frozen=True, kw_only=True):
     started_at: str | None = None
     finished_at: str | None = None
     not_before: str | None = None
+    redrives: int = 0
+    root_cause: str | None = None
+    depends_on_left: int = 0
     lost_on: list[str] = []
     attempts: list[dict[str, Any]] = []
     late: list[dict[str, Any]] = []

@@ -1,6 +1,7 @@
 """The command line. Everything heavy is imported by the command that needs it, so that `--help` is quick.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 69 hub unreachable, 77 refused (403), 78 bad configuration.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 69 hub unreachable, 75 not finished in time, 77 refused (403), 78 bad
+configuration.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import click
 from sheratan_hub import __version__
 from sheratan_hub.cli_access import access
 from sheratan_hub.cli_audit import audit, watch
+from sheratan_hub.cli_dlq import dlq
 from sheratan_hub.cli_explain import jobs_explain
-from sheratan_hub.cli_jobs import jobs, submit
+from sheratan_hub.cli_jobs import jobs
+from sheratan_hub.cli_missions import missions
 from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
+from sheratan_hub.cli_queue import limits, queue
+from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
     EXIT_CONFIG,
     EXIT_FAILED,
@@ -62,6 +67,10 @@ main.add_command(watch)
 main.add_command(tokens)
 main.add_command(access)
 jobs.add_command(jobs_explain)
+main.add_command(dlq)
+main.add_command(missions)
+main.add_command(queue)
+main.add_command(limits)
 
 
 @main.command()

@@ -25,7 +25,7 @@ NODE_COLUMNS = (
     "last_seen",
 )
 
-WHOLE = ("job_id", "node_id", "status")
+WHOLE = ("job_id", "mission_id", "node_id", "status")
 
 Row = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -14,7 +14,7 @@ from sheratan_hub.cli_output import say
 if TYPE_CHECKING:
     from sheratan_hub.client import HubClient
 
-EXIT_FAILED, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_CONFIG = 1, 69, 77, 78
+EXIT_FAILED, EXIT_UNREACHABLE, EXIT_UNFINISHED, EXIT_REFUSED, EXIT_CONFIG = 1, 69, 75, 77, 78
 PATIENCE_SECONDS = 2.0
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -84,3 +84,8 @@ def give_up(text: str, code: int) -> NoReturn:
 def words(text: str) -> list[str]:
     """The words of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}

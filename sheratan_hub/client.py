@@ -36,7 +36,8 @@ from sheratan_hub.answers import (
 )
 from sheratan_hub.canonical import Raw, result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, outcomes_of, request_of
+from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, groups_of, outcomes_of, packs, request_of
+from sheratan_hub.operating import Operating, job_path, query_of
 from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport, client_tls
 
 __all__ = [
@@ -65,7 +66,7 @@ NO_ROOM = frozenset({429, 503})
 T = TypeVar("T")
 
 
-class HubClient:
+class HubClient(Operating):
     """A hub's client: `async with HubClient(token=...) as hub: await hub.submit("text.stats", {...})`.
 
     Lost connections, cut answers, 429 and 503 are tried again with full jitter and Retry-After, for up to
@@ -152,47 +153,70 @@ class HubClient:
         delay_seconds: float | None = None,
         expires_in_seconds: float | None = None,
         delivery: Literal["at_least_once", "at_most_once"] | None = None,
+        depends_on: Sequence[str] | None = None,
+        on_dependency_failure: Literal["cancel", "hold", "run"] | None = None,
     ) -> Submitted:
         """Hand in one job; what is left out is the hub's default. Without a key one is drawn, so that a repeated
-        request makes one job. Raises ValueError or TypeError for params that JSON can't hold."""
+        request makes one job. `depends_on` are ids of jobs. Raises ValueError or TypeError for params that JSON can't
+        hold."""
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
         body = self._keyed(given)
         return await self._submits.send(body, partial(Request, "data", "POST", "/api/jobs", body))
 
-    async def submit_many(self, jobs: Iterable[Mapping[str, object]]) -> list[Submitted | Refusal]:
+    async def submit_many(
+        self, jobs: Iterable[Mapping[str, object]], *, atomic: bool = False
+    ) -> list[Submitted | Refusal]:
         """Hand in many jobs (bodies as `POST /api/jobs` takes them), one outcome each, in order.
 
-        They travel in chunks of up to 500; entries the hub has no room for are offered again while patience
-        lasts. What it refuses is a `Refusal` at that place; only what concerns the whole call (a wrong token,
-        no hub) is raised. Repeating the call is safe for jobs that bring an `idempotency_key`.
+        They travel in chunks of up to 500, but those that name each other by `ref` stay together; entries the hub has
+        no room for are offered again while patience lasts. What it refuses is a `Refusal` at that place; only what
+        concerns the whole call (a wrong token, no hub) is raised. Repeating the call is safe for jobs that bring an
+        `idempotency_key`.
+
+        `atomic` makes all or none, in one request: whatever is refused is raised.
         """
-        bodies = [self._keyed(job) for job in jobs]
+        given = list(jobs)
+        bodies = [self._keyed(job) for job in given]
+        if atomic:
+            envelope = await self._hub.ask(request_of("jobs", bodies, b',"atomic":true'), Envelope)
+            return outcomes_of(envelope, "jobs", len(bodies), Submitted)
+        return await self._submit_groups(groups_of(given), bodies)
+
+    async def _submit_groups(self, left: list[list[int]], bodies: list[bytes]) -> list[Submitted | Refusal]:
+        """Send groups until each entry has found room or patience has run out.
+
+        A group is offered again as a whole, as its members are known to each other in one request only; who got room
+        before keeps the first outcome.
+        """
         outcomes: dict[int, Submitted | Refusal] = {}
-        until, tries, left = self._hub.deadline(), 0, list(range(len(bodies)))
+        until, tries = self._hub.deadline(), 0
         while True:
-            for chunk in chunks(left, bodies):
-                sent = await self._send_batch("jobs", [bodies[i] for i in chunk], Submitted, until)
-                outcomes.update(zip(chunk, sent, strict=True))
-            left = [i for i in left if _has_no_room(outcomes[i])]
+            for pack in packs(left, bodies):
+                sent = await self._send_batch("jobs", pack, bodies, Submitted, until)
+                outcomes.update((i, outcome) for i, outcome in sent.items() if _is_news(outcomes.get(i)))
+            left = [group for group in left if any(_has_no_room(outcomes[i]) for i in group)]
             pause = self._hub.pause(tries)
             if not left or self._clock.now() + pause > until:
                 return [outcomes[i] for i in range(len(bodies))]
             await self._clock.sleep(pause)
             tries += 1
 
-    async def _send_batch(self, of: Of, bodies: list[bytes], answer: type[T], until: float) -> list[T | Refusal]:
-        """One outcome each. A batch refused for what stands in one entry is halved until that one is alone."""
+    async def _send_batch(
+        self, of: Of, groups: list[list[int]], bodies: list[bytes], answer: type[T], until: float
+    ) -> dict[int, T | Refusal]:
+        """The outcome of each place. If one entry is at fault, the batch is halved until its group is alone."""
+        places = [i for group in groups for i in group]
         try:
-            envelope = await self._hub.ask(request_of(of, bodies), Envelope, until)
+            envelope = await self._hub.ask(request_of(of, [bodies[i] for i in places]), Envelope, until)
         except HubRefused as no:
-            if no.status in ENTRY_AT_FAULT and len(bodies) > 1:
-                half = len(bodies) // 2
-                first = await self._send_batch(of, bodies[:half], answer, until)
-                return first + await self._send_batch(of, bodies[half:], answer, until)
+            if no.status in ENTRY_AT_FAULT and len(groups) > 1:
+                half = len(groups) // 2
+                first = await self._send_batch(of, groups[:half], bodies, answer, until)
+                return first | await self._send_batch(of, groups[half:], bodies, answer, until)
             if no.status in ENTRY_AT_FAULT | NO_ROOM:
-                return [Refusal(code=no.code, status=no.status, detail=no.detail)] * len(bodies)
+                return dict.fromkeys(places, Refusal(code=no.code, status=no.status, detail=no.detail))
             raise
-        return outcomes_of(envelope, of, len(bodies), answer)
+        return dict(zip(places, outcomes_of(envelope, of, len(places), answer), strict=True))
 
     def _keyed(self, job: Mapping[str, object]) -> bytes:
         if job.get("idempotency_key") is not None:
@@ -259,10 +283,10 @@ class HubClient:
     def _report_bodies(self, reports: Sequence[Report]) -> list[bytes]:
         return [msgspec.json.encode(_fields(self._sealed(report))) for report in reports]
 
-    async def _send_reports(self, bodies: Sequence[bytes], until: float) -> list[Accepted | Refusal]:
+    async def _send_reports(self, bodies: list[bytes], until: float) -> list[Accepted | Refusal]:
         outcomes: list[Accepted | Refusal] = []
-        for chunk in chunks(range(len(bodies)), bodies):
-            outcomes += await self._send_batch("results", [bodies[i] for i in chunk], Accepted, until)
+        for pack in packs([[i] for i in range(len(bodies))], bodies):
+            outcomes += (await self._send_batch("results", pack, bodies, Accepted, until)).values()
         return outcomes
 
     async def results_and_pull(
@@ -309,26 +333,26 @@ class HubClient:
     async def extend(self, job_id: str, lease_id: str, seconds: float | None = None) -> Extended:
         """Let the lease end `seconds` from now (None: the hub's usual time). 409 when it is no longer this one's."""
         body = {"lease_id": lease_id, "seconds": seconds}
-        return await self._post("data", f"{_job_path(job_id)}/extend", body, Extended)
+        return await self._post("data", f"{job_path(job_id)}/extend", body, Extended)
 
     async def release(self, job_id: str, lease_id: str) -> None:
         """Give the job back at no cost."""
-        await self._post("data", f"{_job_path(job_id)}/release", {"lease_id": lease_id}, dict)
+        await self._post("data", f"{job_path(job_id)}/release", {"lease_id": lease_id}, dict)
 
     async def cancel(self, job_id: str) -> Cancelled:
         """Cancel a job: a waiting one at once, a running one as soon as its worker hears of it."""
-        return await self._post("data", f"{_job_path(job_id)}/cancel", {}, Cancelled)
+        return await self._post("data", f"{job_path(job_id)}/cancel", {}, Cancelled)
 
     async def job(self, job_id: str, *, wait_seconds: float = 0) -> Job:
         """One job, as soon as it is finished or `wait_seconds` (0-30) have passed."""
         query = {"wait_seconds": f"{wait_seconds:g}"} if wait_seconds else {}
         return await self._hub.ask(
-            Request("data", "GET", _job_path(job_id), query=query, wait_seconds=wait_seconds), Job
+            Request("data", "GET", job_path(job_id), query=query, wait_seconds=wait_seconds), Job
         )
 
     async def explain(self, job_id: str) -> Explained:
         """Every reason why the job is not running now."""
-        return await self._hub.ask(Request("data", "GET", f"{_job_path(job_id)}/explain"), Explained)
+        return await self._hub.ask(Request("data", "GET", f"{job_path(job_id)}/explain"), Explained)
 
     async def jobs(
         self,
@@ -341,7 +365,7 @@ class HubClient:
         page: int | None = None,
     ) -> AsyncIterator[Job]:
         """Every job that the filters leave, oldest first, fetched `page` at a time while they are read."""
-        query = _query(status=status, kind=kind, source=source, mission_id=mission_id, node_id=node_id, limit=page)
+        query = query_of(status=status, kind=kind, source=source, mission_id=mission_id, node_id=node_id, limit=page)
         while True:
             found = await self._hub.ask(Request("data", "GET", "/api/jobs", query=query), JobPage)
             for job in found.jobs:
@@ -388,12 +412,14 @@ class HubClient:
         """One node, with the history of what it attested."""
         return await self._get("control", _node_path(node_id))
 
-    async def drain(self, node_id: str, *, seconds: float | None = None, until: str | None = None) -> dict[str, Any]:
+    async def drain_node(
+        self, node_id: str, *, seconds: float | None = None, until: str | None = None
+    ) -> dict[str, Any]:
         """Lease nothing more to the node; when the deadline has passed, what it holds goes to others."""
         body = {"seconds": seconds, "until": until}
         return await self._post("control", f"{_node_path(node_id)}/drain", body, dict[str, Any])
 
-    async def resume(self, node_id: str) -> dict[str, Any]:
+    async def resume_node(self, node_id: str) -> dict[str, Any]:
         """Take a drained node back."""
         return await self._post("control", f"{_node_path(node_id)}/resume", {}, dict[str, Any])
 
@@ -425,20 +451,6 @@ class HubClient:
         """A plane's `/health`."""
         return await self._get(plane, "/health")
 
-    async def _get(self, plane: Plane, path: str, **query: str) -> dict[str, Any]:
-        return await self._hub.ask(Request(plane, "GET", path, query=query), dict)
-
-    async def _post(
-        self, plane: Plane, path: str, body: Mapping[str, object], answer: type[T], wait_seconds: float = 0
-    ) -> T:
-        given = {name: value for name, value in body.items() if value is not None}
-        text = msgspec.json.encode(given)
-        return await self._hub.ask(Request(plane, "POST", path, text, wait_seconds=wait_seconds), answer)
-
-
-def _job_path(job_id: str) -> str:
-    return f"/api/jobs/{quote(job_id, safe='')}"
-
 
 def _node_path(node_id: str) -> str:
     return f"/api/hosts/{quote(node_id, safe='')}"
@@ -447,11 +459,7 @@ def _node_path(node_id: str) -> str:
 def _alone(fields: Mapping[str, Any]) -> Request:
     """The request of one result, whose job is named by the path."""
     body = {name: value for name, value in fields.items() if name != "job_id"}
-    return Request("data", "POST", f"{_job_path(fields['job_id'])}/result", msgspec.json.encode(body))
-
-
-def _query(**values: object) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items() if value is not None}
+    return Request("data", "POST", f"{job_path(fields['job_id'])}/result", msgspec.json.encode(body))
 
 
 def _fields(report: Report) -> dict[str, Any]:
@@ -462,3 +470,8 @@ def _fields(report: Report) -> dict[str, Any]:
 
 def _has_no_room(outcome: object) -> bool:
     return isinstance(outcome, Refusal) and outcome.status in NO_ROOM
+
+
+def _is_news(known: object) -> bool:
+    """Whether another try's outcome counts: there is none yet, or there was no room, or none for what it depends on."""
+    return not isinstance(known, Submitted)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from sheratan_hub.transport import TRY_AGAIN, HubRefused, HubUnreachable, Reques
 
 Of = Literal["jobs", "results"]
 T = TypeVar("T")
+R = TypeVar("R", bound=Refusal)
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 16 * 1024 * 1024 - 128 * 1024
@@ -163,14 +164,15 @@ def outcomes_of(envelope: Envelope, of: Of, entries: int, answer: type[T]) -> li
     raws = envelope.jobs if of == "jobs" else envelope.results
     if len(raws) != entries:
         raise HubUnreachable(f"the hub answered {len(raws)} outcomes to {entries} entries")
-    return [_outcome(raw, answer) for raw in raws]
+    return [outcome_of(raw, answer, Refusal) for raw in raws]
 
 
-def _outcome(raw: Raw, answer: type[T]) -> T | Refusal:
+def outcome_of(raw: Raw, answer: type[T], refusal: type[R]) -> T | R:
+    """The outcome of one entry. Raises HubUnreachable for one that no hub gives."""
     try:
         if msgspec.json.decode(raw, type=_Verdict).ok:
             return msgspec.json.decode(raw, type=answer)
-        return msgspec.json.decode(raw, type=Refusal)
+        return msgspec.json.decode(raw, type=refusal)
     except msgspec.DecodeError as error:
         raise HubUnreachable(f"the hub answered an entry as no hub does: {error}") from None
 
@@ -181,16 +183,52 @@ class _Verdict(msgspec.Struct):
 
 def chunks(indexes: Sequence[int], bodies: Sequence[bytes]) -> Iterator[list[int]]:
     """`indexes` in runs that fit one request."""
-    chunk: list[int] = []
-    size = 0
-    for i in indexes:
-        if is_full(len(chunk), size, bodies[i]):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(i)
-        size += len(bodies[i]) + 1
-    if chunk:
-        yield chunk
+    for packed in packs([[i] for i in indexes], bodies):
+        yield [i for group in packed for i in group]
+
+
+def packs(groups: Sequence[list[int]], bodies: Sequence[bytes]) -> Iterator[list[list[int]]]:
+    """`groups` in runs that fit one request. A group stays whole; one that is larger than that travels alone."""
+    pack: list[list[int]] = []
+    entries = size = 0
+    for group in groups:
+        more = sum(len(bodies[i]) + 1 for i in group)
+        if pack and (entries + len(group) > BATCH_ENTRIES or size + more > BATCH_BYTES):
+            yield pack
+            pack, entries, size = [], 0, 0
+        pack.append(group)
+        entries, size = entries + len(group), size + more
+    if pack:
+        yield pack
+
+
+def groups_of(jobs: Sequence[Mapping[str, object]]) -> list[list[int]]:
+    """The places of jobs, those together that must travel together as they name each other by `ref`."""
+    refs = {ref for job in jobs if isinstance(ref := job.get("ref"), str)}
+    if not refs:
+        return [[place] for place in range(len(jobs))]
+    leader = list(range(len(jobs)))
+
+    def lead(place: int) -> int:
+        while leader[place] != place:
+            leader[place] = place = leader[leader[place]]
+        return place
+
+    first: dict[str, int] = {}
+    for place, job in enumerate(jobs):
+        for name in refs & _names(job):
+            leader[lead(place)] = lead(first.setdefault(name, place))
+    groups: dict[int, list[int]] = {}
+    for place in range(len(jobs)):
+        groups.setdefault(lead(place), []).append(place)
+    return list(groups.values())
+
+
+def _names(job: Mapping[str, object]) -> set[str]:
+    """What a job is called by others of its batch, and what it calls them; ids of other jobs are among them."""
+    depends_on = job.get("depends_on")
+    names = [job.get("ref"), *(depends_on if isinstance(depends_on, (list, tuple)) else ())]
+    return {name for name in names if isinstance(name, str)}
 
 
 def is_full(entries: int, size: int, body: bytes) -> bool:

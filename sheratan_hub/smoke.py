@@ -33,6 +33,10 @@ class Failed(Exception):
     """A promise was not kept; the text says how."""
 
 
+class NotHere(Exception):
+    """A check that would harm a hub in use; the text says why it is left out."""
+
+
 class Answer(NamedTuple):
     """What came back: status, JSON body (or text), headers."""
 
@@ -91,13 +95,29 @@ class Target:
             return {"mode": "sha256", "sha256": sha256}
         return {"mode": "hmac", "sha256": sha256, "sig": result_sig(self.hmac_key, job_id, body["ok"], *texts)}
 
+    async def admin(self, method: str, path: str, body: Any = None) -> Any:
+        """What an admin route answers, which is told to the hub's own machine only."""
+        answer = await self.ask("data", method, path, body)
+        if answer.status == 403 and answer.body["code"] == "loopback_only" and not self.own:
+            raise NotHere("it is told to the hub's own machine only")
+        expect(answer.status == 200, f"{method} {path} gave {answer.status}: {answer.body}")
+        return answer.body
+
+    async def revive(self, job_id: str) -> None:
+        """Redrive a failed job and complete it, so that no dead letter stays."""
+        done = await self.data(f"/api/jobs/{job_id}/redrive", {})
+        expect(done["status"] == "pending" and done["redriven"], f"the redrive made it {done}")
+        lease = await self.lease()
+        expect(lease["job_id"] == job_id, "another job was leased")
+        await self.finish(lease)
+
     async def job(self, job_id: str) -> Any:
         """The job as it is now."""
         return (await self.ask("data", "GET", f"/api/jobs/{job_id}")).body
 
     async def cancel_all(self) -> None:
         """End the jobs that a broken check left behind."""
-        for status in ("pending", "running"):
+        for status in ("pending", "quarantined", "running"):
             page = (await self.ask("data", "GET", f"/api/jobs?kind={self.name}&status={status}&limit=100")).body
             for job in page["jobs"]:
                 await self.data(f"/api/jobs/{job['job_id']}/cancel", {})
@@ -270,6 +290,7 @@ async def _fail(hub: Target) -> None:
     await hub.finish(await hub.lease(), ok=False, error={"type": "Smoke"}, retry=False)
     job = await hub.job(job_id)
     expect((job["status"], job["reason"], job["failures"]) == ("failed", "NOT_RETRYABLE", 2), f"it is {job}")
+    await hub.revive(job_id)
 
 
 @check("job: a released job goes to the next node at no cost")
@@ -345,6 +366,74 @@ async def _integrity(hub: Target) -> None:
     expect((await hub.job(job_id))["status"] == "completed", "the right one was not taken")
 
 
+@check("dead letters: a failed job is listed and redriven under its id")
+async def _dead_letter(hub: Target) -> None:
+    job_id = await hub.submit()
+    await hub.finish(await hub.lease(), ok=False, error={"type": "Smoke", "message": "on purpose"}, retry=False)
+    try:
+        (dead,) = (await hub.admin("GET", f"/admin/dlq?kind={hub.name}"))["jobs"]
+        told = [(one["outcome"], one["error"]["type"]) for one in dead["attempts"]]
+        expect((dead["job_id"], dead["reason"]) == (job_id, "NOT_RETRYABLE"), f"it is listed as {dead}")
+        expect(told == [("failed", "Smoke")], f"its attempts are {told}")
+    finally:
+        await hub.revive(job_id)
+    job = await hub.job(job_id)
+    expect((job["status"], job["redrives"], job["attempt"]) == ("completed", 1, 2), f"it is {job}")
+    expect((await hub.admin("GET", f"/admin/dlq?kind={hub.name}"))["jobs"] == [], "it is still a dead letter")
+
+
+@check("dependency: a job waits for another and runs after it")
+async def _dependency(hub: Target) -> None:
+    first = await hub.submit()
+    second = await hub.submit(depends_on=[first])
+    lease = await hub.lease()
+    expect(lease["job_id"] == first and (await hub.job(second))["depends_on_left"] == 1, "it does not wait")
+    await hub.finish(lease)
+    lease = await hub.lease("b")
+    expect(lease["job_id"] == second, "the dependent job was not leased")
+    await hub.finish(lease)
+
+
+@check("dependency: a failure cancels what depends on it, and names the root cause")
+async def _dependency_failed(hub: Target) -> None:
+    chain = [{"kind": hub.name, "ref": "a"}, {"kind": hub.name, "ref": "b", "depends_on": ["a"]}]
+    made = (await hub.data("/api/jobs", {"jobs": chain, "atomic": True}))["jobs"]
+    first, second = [one["job_id"] for one in made]
+    await hub.finish(await hub.lease(), ok=False, error={"type": "Smoke"}, retry=False)
+    job = (await hub.ask("data", "GET", f"/api/jobs/{second}?wait_seconds=10")).body
+    told = (job["status"], job["reason"], job["root_cause"])
+    expect(told == ("cancelled", "DEPENDENCY_FAILED", first), f"it is {told}")
+    await hub.data(f"/api/jobs/{first}/redrive", {"dependents": True})
+    for node in ("a", "b"):
+        await hub.finish(await hub.lease(node))
+    for job_id in (first, second):
+        expect((await hub.job(job_id))["status"] == "completed", "the redrive did not bring back both")
+
+
+@check("pause: a kind is not leased until it is resumed")
+async def _pause(hub: Target) -> None:
+    await hub.admin("POST", "/admin/pause", {"kind": hub.name, "seconds": 60, "reason": "smoke"})
+    try:
+        await hub.submit()
+        pull = {"node_id": f"{hub.name}-a", "kinds": [hub.name], "capabilities": []}
+        got = await hub.data("/api/jobs/pull", pull)
+        expect((got["jobs"], got.get("reason")) == ([], "paused"), f"a pull got {got}")
+    finally:
+        left = await hub.admin("POST", "/admin/resume", {"kind": hub.name})
+    expect(hub.name not in [one["kind"] for one in left["pauses"]], "it is still paused")
+    await hub.finish(await hub.lease())
+
+
+@check("explain: a job that waits says why")
+async def _explain(hub: Target) -> None:
+    job_id = await hub.submit(delay_seconds=3600)
+    answer = await hub.ask("data", "GET", f"/api/jobs/{job_id}/explain")
+    await hub.data(f"/api/jobs/{job_id}/cancel", {})
+    if answer.status in (404, 405) and answer.body["code"] in ("unknown_path", "method_not_allowed"):
+        raise NotHere("this hub does not explain")
+    expect(answer.status == 200 and answer.body["reasons"], f"it gave {answer.status}: {answer.body}")
+
+
 @check("back-pressure: beyond the queue's depth it is refused with Retry-After")
 async def _depth(hub: Target) -> None:
     if not hub.own:
@@ -387,10 +476,6 @@ async def _metrics(hub: Target, plane: str, key: str) -> None:
     expect(key in (await hub.ask(plane, "GET", "/metrics?format=json")).body, f"{key} is missing")
     headers = {"Authorization": f"Bearer {hub.token}", "Accept": "application/json"}
     expect(key in (await hub.ask(plane, "GET", "/metrics", headers=headers)).body, "Accept makes no difference")
-
-
-class NotHere(Exception):
-    """A check that would harm a hub in use; the text says why it is left out."""
 
 
 BROKEN = (Failed, aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError)

@@ -1,6 +1,7 @@
 """The demo: a hub, two workers, two jobs for every file of Python's standard library; the hub is killed halfway.
 
-At the end every result is compared with one computed here. Exit status 1 when any is lost or wrong. Everything
+Beside them a mission, a graph of jobs in three stages, begins before the kill and ends after it. At the end every
+result is compared with one computed here. Exit status 1 when any is lost or wrong, or ran out of order. Everything
 that was started is ended, whatever happens. Longer than 300 lines so that it can be read from top to bottom.
 """
 
@@ -29,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sheratan_hub.answers_admin import Mission
 from sheratan_hub.client import HubClient, HubUnreachable, Job, Refusal
 from tools import demo_worker
 from tools.ports import free_ports
@@ -39,6 +41,8 @@ WORKERS = 2
 LOOK_SECONDS = 0.2
 GIVE_UP_SECONDS = 110
 MISSION = "stdlib"
+STAGES = (4, 2, 1)
+"""How many jobs each stage of the graph has; each of them depends on two of the stage before."""
 
 console = Console(highlight=False)
 Processes = list[subprocess.Popen[bytes]]
@@ -54,13 +58,24 @@ class Site(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Every job at the end, the seconds from the first submit to the last result, those without a hub, and how
-    many of the jobs that were handed in a second time became new ones."""
+    """Every job at the end, the seconds from the first submit to the last result, those without a hub, how many of
+    the jobs that were handed in a second time became new ones, and how the graph ended."""
 
     jobs: list[Job]
     seconds: float
     away_seconds: float
     doubled: int
+    graph: Graph | None = None
+
+
+class Graph(NamedTuple):
+    """The mission that is a graph: at the kill, at the end, its jobs in the order of their stages, and whether handing
+    it in again gave the same one."""
+
+    at_kill: Mission
+    mission: Mission
+    jobs: list[Job]
+    known: bool
 
 
 def main() -> int:
@@ -104,17 +119,37 @@ async def demo(site: Site, bodies: list[dict[str, Any]], processes: Processes) -
     async with asyncio.timeout(GIVE_UP_SECONDS), HubClient(control_url, data_url, token) as client:
         await client.health()
         start_workers(site, processes)
-        with progress(len(bodies)) as show:
+        with progress(len(bodies) + sum(STAGES)) as show:
             began = time.monotonic()
+            graph = graph_of([one["params"]["path"] for one in bodies])
+            mission = await client.submit_mission("in stages", graph, idempotency_key="graph")
+            total = len(bodies) + len(graph)
             await submit(client, bodies)
-            await until_done(client, len(bodies), len(bodies) // 2, show)
+            await until_done(client, total, total // 2, show)
+            at_kill = await client.mission(mission.mission_id)
             away_seconds = await kill_and_restart(site, hub, client, processes)
             again = bodies[:500]
             known = await submit(client, again)
-            await until_done(client, len(bodies), len(bodies), show)
+            same = await client.submit_mission("in stages", graph, idempotency_key="graph")
+            await until_done(client, total, total, show)
             seconds = time.monotonic() - began
         jobs = [job async for job in client.jobs(mission_id=MISSION, page=1000)]
-    return Seen(jobs, seconds, away_seconds, len(again) - known)
+        staged = [await client.job(one.job_id) for one in mission.jobs]
+        ended = Graph(at_kill, await client.mission(mission.mission_id), staged, same.mission_id == mission.mission_id)
+    return Seen(jobs, seconds, away_seconds, len(again) - known, ended)
+
+
+def graph_of(paths: list[str]) -> list[dict[str, Any]]:
+    """The jobs of the graph. The first stage goes before all others, the next ones after them: so they see the kill."""
+    jobs: list[dict[str, Any]] = []
+    for stage, size in enumerate(STAGES):
+        for place in range(size):
+            after = [f"{stage - 1}.{2 * place + one}" for one in (0, 1)] if stage else []
+            path = paths[len(jobs) % len(paths)]
+            priority = "LOW" if stage else "CRITICAL"
+            job = {"kind": "text.stats", "params": {"path": path}, "depends_on": after, "priority": priority}
+            jobs.append({**job, "ref": f"{stage}.{place}", "task_id": f"{stage}.{place}"})
+    return jobs
 
 
 async def submit(client: HubClient, bodies: list[dict[str, Any]]) -> int:
@@ -166,7 +201,29 @@ def verdict(bodies: list[dict[str, Any]], seen: Seen) -> int:
     show_slowest(seen.jobs)
     good = not lost and not wrong and not doubled
     console.print("[green]every result is right[/green]" if good else "[red]results are lost, wrong or doubled[/red]")
-    return 0 if good else 1
+    in_order = seen.graph is None or graph_is_right(seen.graph)
+    return 0 if good and in_order else 1
+
+
+def graph_is_right(graph: Graph) -> bool:
+    """Whether each job of the graph has its result, and none began before what it depends on had ended; shows it."""
+    before, after = (round(one.progress * one.jobs) for one in (graph.at_kill, graph.mission))
+    console.print(
+        f"mission of {graph.mission.jobs} jobs in {len(STAGES)} stages: {before} done before the kill, {after} now"
+    )
+    asked = graph_of([job.params["path"] for job in graph.jobs])
+    ran = {one["ref"]: job for one, job in zip(asked, graph.jobs, strict=True)}
+    right = all(
+        job.status == "completed" and job.result == expect(one) for one, job in zip(asked, ran.values(), strict=True)
+    )
+    ordered = all(
+        (ran[name].finished_at or "") <= (ran[one["ref"]].started_at or "")
+        for one in asked
+        for name in one["depends_on"]
+    )
+    good = right and ordered and graph.known and graph.mission.status == "completed"
+    console.print("[green]its stages ran in order[/green]" if good else "[red]it went wrong[/red]")
+    return good
 
 
 def expect(one: dict[str, Any]) -> Any:

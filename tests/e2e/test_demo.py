@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sheratan_hub.answers_admin import Mission
 from sheratan_hub.client import Job
 from tests.e2e.processes import ended, left_in
 from tools import demo
@@ -34,6 +35,8 @@ def test_the_demo_finds_every_result_right_although_the_hub_was_killed(tmp_path:
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     assert "80 jobs" in said
+    assert "mission of 7 jobs in 3 stages: 4 done before the kill, 7 now" in said
+    assert "its stages ran in order" in said
     assert "the hub was killed (SIGKILL) and is back" in said
     assert "every result is right" in said
     assert list(tmp_path.iterdir()) == []
@@ -76,3 +79,27 @@ def test_the_verdict_is_good_only_if_each_result_is_there_once_and_right(
     bodies = [demo.body("text.stats", __file__), demo.body("text.words", __file__)]
     jobs = [job(bodies[1]), *[job(bodies[0], **fields)] * copies]
     assert demo.verdict(bodies, demo.Seen(jobs, 1.0, 0.1, doubled)) == status
+
+
+def graph(**changes: Any) -> demo.Graph:
+    """The graph at its end, with these fields of its last job."""
+    asked = demo.graph_of([__file__])
+    jobs = [job(one, started_at=f"0{stage}:00", finished_at=f"0{stage}:59") for one in asked for stage in one["ref"][0]]
+    jobs[-1] = job(asked[-1], **{"started_at": "02:00", "finished_at": "02:59", **changes})
+    mission = Mission(mission_id="m", status="completed", jobs=7, progress=1.0)
+    return demo.Graph(mission, mission, jobs, known=True)
+
+
+@pytest.mark.parametrize(
+    ("ended", "good"),
+    [
+        (graph(), True),
+        (graph(started_at="01:30"), False),
+        (graph(status="failed"), False),
+        (graph(result={"lines": 1}), False),
+        (graph()._replace(known=False), False),
+        (graph()._replace(mission=Mission(mission_id="m", status="running", jobs=7)), False),
+    ],
+)
+def test_the_graph_is_right_only_if_it_ran_in_order_once_and_to_its_end(ended: demo.Graph, good: bool) -> None:
+    assert demo.graph_is_right(ended) is good

@@ -18,6 +18,7 @@ from sheratan_hub.canonical import Raw
 from sheratan_hub.client import HubClient, HubRefused, HubUnreachable
 from sheratan_hub.clock import SystemClock, VirtualClock, settle
 from sheratan_hub.handlers import Attempt, Handler
+from sheratan_hub.rules.pull import REASONS
 from sheratan_hub.worker import Fail, Options, Worker
 from tests.conftest import TOKEN, MakeSite, Site
 
@@ -43,6 +44,7 @@ class ScriptedHub:
         self.calls: list[tuple[str, Any]] = []
         self.carried: list[dict[str, Any]] = []
         self.pulls_out = 0
+        self.at_once = False
 
     def of(self, name: str) -> list[Any]:
         return [what for called, what in self.calls if called == name]
@@ -69,7 +71,7 @@ class ScriptedHub:
             self.pulls_out -= 1
 
     async def _find(self, max: int, wait_seconds: float, **more: Any) -> Pulled:
-        if not (self.waiting or self.lost) and wait_seconds:
+        if not (self.waiting or self.lost) and wait_seconds and not self.at_once:
             self.came.clear()
             await self.clock.wait(self.came.wait(), wait_seconds * 1000)
         fit = [lease for lease in self.waiting if lease.kind in more["kinds"]][:max] + self.lost
@@ -378,16 +380,20 @@ async def test_a_pull_without_an_answer_is_repeated_with_its_id(clock: VirtualCl
     assert after != tries[0]
 
 
-async def test_an_empty_answer_is_waited_for_as_long_as_the_hub_says(
-    clock: VirtualClock, make_shift: MakeShift
+@pytest.mark.parametrize("wait_seconds", [0, 20])
+@pytest.mark.parametrize("reason", [reason for reason in REASONS if reason != "pull_spent"])
+async def test_an_empty_answer_is_waited_for_as_long_as_the_hub_says_and_without_a_word(
+    clock: VirtualClock, make_shift: MakeShift, reason: str, wait_seconds: float
 ) -> None:
-    shift = make_shift(wait_seconds=0)
-    shift.hub.empty = Pulled(defer_ms=7_000, reason="inflight_limit")
+    shift = make_shift(wait_seconds=wait_seconds)
+    shift.hub.at_once = True
+    shift.hub.empty = Pulled(defer_ms=7_000, reason=reason)
     await shift.begin()
     await clock.advance(6_999)
     assert len(shift.hub.of("pull")) == 1
     await clock.advance(1)
     assert len(shift.hub.of("pull")) == 2
+    assert shift.said == []
 
 
 async def test_a_drained_node_takes_nothing_more_until_it_is_taken_back(
