@@ -83,10 +83,19 @@ def redriven(job: Job, now: int) -> Job:
         redrives=job.redrives + 1,
         redriven_at=now,
         uncounted=job.attempt,
+        delay_ms=0,
     )
 
 
 def delayed(job: Job, at: int) -> Job:
     """The redriven job, not to be handed out before `at`; the time in which it may be taken begins then."""
     ends = at + job.expires_at - job.redriven_at if job.expires_at else 0
-    return job.with_(not_before=at, order=at * ORDERS, waiting=True, pending_since=at, expires_at=ends, redriven_at=at)
+    return job.with_(
+        not_before=at,
+        order=at * ORDERS,
+        waiting=True,
+        pending_since=at,
+        expires_at=ends,
+        redriven_at=at,
+        delay_ms=at - job.redriven_at,
+    )
