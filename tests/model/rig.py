@@ -238,6 +238,7 @@ class Rig:
     async def _explain(self, said: list[Said], *, any_order: bool = False, stopping: bool = False) -> None:
         """Tell the model what was said, and what waiting requests were answered meanwhile: some order must do."""
         self.model.now = self.clock.now()
+        self.model.begin(alone=True)
         if not self.polls and not self.awaited and not (any_order and len(said) > 1):
             for command, outcome in said:
                 self.model.apply(command, outcome)
@@ -267,15 +268,17 @@ class Rig:
         if any_order or len(answered) > 1:
             orders = permutations([*said, *answered]) if any_order else ([*said, *p] for p in permutations(answered))
         first: Divergence | None = None
+        self.model.begin(alone=len(said) + len(answered) <= 1)
         for order in orders:
             trial = self.model.copy()
             try:
-                for command, outcome in order:
-                    trial.apply(command, outcome)
+                for one in order:
+                    trial.dealt = any(one is other for other in answered)
+                    trial.apply(*one)
             except Divergence as no:
                 first = first or no
                 continue
-            self.model = trial
+            self.model, self.model.dealt = trial, False
             return
         raise Divergence(f"no order explains {[(c, told(o)) for c, o in (*said, *answered)]}; the first: {first}")
 
@@ -285,8 +288,8 @@ class Rig:
             if stopping or self.clock.now() > poll.until:
                 raise Divergence(f"{poll.command} still waits")
             free = self.model.limits.max_inflight - self.model.count("running")
-            there = [job for job in self.model.takeable(poll.command) if self.model.has_to_be_seen(job)]
-            if there and free > 0 and not poll.replaced and self.model.state(poll.command.node_id) == "ONLINE":
+            there = [job for job in self.model.takeable(poll.command) if self.model.has_to_be_seen(job) and not self.model.paused(job.kind, seen=False)]
+            if there and free > 0 and not poll.replaced and self.model.node_stop(poll.command.node_id) is None:
                 raise Divergence(f"{poll.command} waits, and {there[0]} is there for it")
 
     def _ended_waits(self, stopping: bool) -> None:
@@ -315,7 +318,7 @@ class Rig:
             await self._same(ids)
         counted = await self.store.counts()
         mine = self.model.counts()
-        if {facet: n for facet, n in counted.items() if facet.startswith(("job:", "node:", "key"))} != mine:
+        if {facet: n for facet, n in counted.items() if facet.startswith(("job:", "node:", "key", "leases:", "running:"))} != mine:
             raise Divergence(f"counted {counted}, there are {mine}")
         missing = [lane for lane in await self.store.heads() if lane not in self.hub.committer.lanes]
         if missing:
@@ -359,7 +362,7 @@ class Rig:
                 raise Divergence(f"the ledger tells {told_of[id]} of {job}")
 
 
-STATES = ("node_stale", "node_dead", "pull_spent")
+STATES = ("node_stale", "node_dead", "node_busy", "pull_spent")
 """Reasons that a waiting pull is told at once."""
 
 
@@ -373,7 +376,10 @@ def same(model: Model, expected: JobModel, job: Job) -> None:
         raise Divergence(f"expected and stored of {job.id}: {wrong}\n  {expected}\n  {job}")
 
 
-ALWAYS = ("status", "kind", "source", "priority", "attempt", "failures", "losses", "lost_on", "reason", "finished_at")
+ALWAYS = (
+    *("status", "kind", "source", "priority", "attempt", "failures", "losses", "lost_on", "reason", "finished_at"),
+    *("uncounted", "tried", "late_results"),
+)
 WAITING = ("not_before", "waiting", "pending_since")
 RUNNING = ("lease_until", "lease_ms", "started_at", "cancel_at", "sending")
 
