@@ -38,8 +38,11 @@ class Hand:
                 break
             if len(lanes) == 1 and self._room(read_lane(lanes[0]).source) is None:
                 self._load(lanes, left)
-                for row in self._next(lanes[0], left):
+                rows = self._next(lanes[0], left)
+                for row in rows:
                     self._keep(row, lanes[0])
+                if len(rows) < left:
+                    self._done.add(lanes[0])
                 continue
             sources = self._by_source(lanes)
             if not sources:
@@ -110,12 +113,12 @@ class Hand:
                 heapq.heappush(heap, (row.order, row.id, row, lane, rows))
 
     def _next(self, lane: str, most: int) -> list[Row]:
-        """Up to `most` rows of the lane that neither this pull nor another has; if there are fewer it is done with."""
+        """Up to `most` rows of the lane that neither this pull nor another has; if there are none it is done with."""
         begun = self._from.get(lane, 0)
         rows = self._view.ready(lane, begun + most)[begun:]
-        if len(rows) < most:
+        if not rows:
             self._done.add(lane)
-            if not rows and not begun:
+            if not begun:
                 self._view.used_up.add(lane)
         return rows
 
