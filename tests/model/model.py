@@ -19,6 +19,7 @@ from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.nodes import Beat, Forget
 from sheratan_hub.rules.pauses import PauseKind, ResumeKind
 from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit
 
 FINISHED = ("completed", "failed", "cancelled")
@@ -114,6 +115,8 @@ class JobModel:
     result: bytes = b"null"
     error: bytes | None = b"null"
     uncounted: int = 0
+    redrives: int = 0
+    began_at: int = 0
     ended: OrderedDict[str, Ended] = field(default_factory=OrderedDict)
     outcomes: dict[str, str] = field(default_factory=dict)
     late: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -292,6 +295,7 @@ class Model:
             waiting=waits,
             delay=one.delay_ms if waits and start == self.now + one.delay_ms else 0,
         )
+        self.jobs[one.job_id].began_at = self.now
         self._happens(self.jobs[one.job_id], "submitted")
 
     def together(self, all_or_none: Together, outcome: Any) -> Any:
@@ -324,7 +328,9 @@ class Model:
         given = tuple((job.id, job.lease_id or "") for job in outcome.jobs)
         least = min(most, must, 1) if self.dealt else min(most, must)
         if not least <= len(given) <= min(most, self._at_most(may.values())):
-            raise Divergence(f"{one} got {len(given)} jobs where {least} to {len(may)} are there for it, {most} at most")
+            raise Divergence(
+                f"{one} got {len(given)} jobs where {least} to {len(may)} are there for it, {most} at most"
+            )
         if not given:
             return "pulled", (), self._why_none(one, outcome.reason)
         levels = self._levels_of(may.values())
@@ -382,15 +388,15 @@ class Model:
         throttled = [job for job in there if self.source_room(job.source) <= 0]
         paused = [job for job in there if self.paused(job.kind)]
         may: set[str] = set()
-        if throttled:
-            may.add("throttled")
+        if throttled or any(self.source_room(source) <= 0 or not self.alone for source in self.limits.rates):
+            may.add("throttled")  # the hub may not know yet that nothing is left of what it leaves out
         if paused:
             may.add("paused")
         if not any(map(self.has_to_be_seen, [*throttled, *paused])):
-            may.add("no_job")
+            may |= {"no_job", "paused"} if any(pause.holds(self.now) for pause in self.pauses) else {"no_job"}
         if any(map(self.has_to_be_seen, throttled)):
             may = {"throttled"}
-        return reason if reason in may else min(may)
+        return reason if reason in may else str(sorted(may))
 
     def _again(self, leases: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
         """3: the same pull_id gives the same leases while they live."""
@@ -419,9 +425,7 @@ class Model:
 
     def takeable(self, one: Pull) -> Iterator[JobModel]:
         """The jobs that may go to this pull."""
-        return (
-            job for job in self._suiting(one) if not self.paused(job.kind) and self.source_room(job.source) > 0
-        )
+        return (job for job in self._suiting(one) if not self.paused(job.kind) and self.source_room(job.source) > 0)
 
     def _suiting(self, one: Pull) -> Iterator[JobModel]:
         node = self.nodes.get(one.node_id)
@@ -468,8 +472,10 @@ class Model:
     def begin(self, *, alone: bool) -> None:
         """A transaction begins: the directory shows the levels as they are now. `alone`: it has one pull at most."""
         self.alone = alone
-        self._levels = {} if alone else self._levels_of(
-            job for job in self.jobs.values() if job.status == "pending" and not job.waiting
+        self._levels = (
+            {}
+            if alone
+            else self._levels_of(job for job in self.jobs.values() if job.status == "pending" and not job.waiting)
         )
 
     def holds(self, job: JobModel, lease: str) -> bool:
@@ -608,6 +614,26 @@ class Model:
         elif job.status in ("completed", "failed"):
             raise No("already_finished")
         return "cancelled", job.id, job.status, job.status == "running"
+
+    def redrive(self, one: Redrive, outcome: Any) -> tuple[Any, ...]:
+        """8: what failed or was cancelled gets another life, at the end of the line, with new budgets."""
+        job = self._job(one.job_id)
+        if job.status in ("pending", "running"):
+            return "redriven", job.id, job.status, job.redrives, False
+        if job.status == "completed":
+            raise No("not_failed")
+        start = self.now + one.delay_ms
+        if job.expires_at:
+            job.expires_at = start + job.expires_at - job.began_at
+        self._submits += not self.tied
+        job.status, job.waiting, job.not_before = "pending", one.delay_ms > 0, start if one.delay_ms else 0
+        job.place = Place(start, self.starts, None if one.delay_ms else self._submits)
+        job.delay, job.pending_since, job.began_at = one.delay_ms, start, start
+        job.failures = job.losses = job.finished_at = job.cancel_at = 0
+        job.lost_on, job.lease, job.reason, job.result = (), None, None, b"null"
+        job.redrives, job.uncounted = job.redrives + 1, job.attempt
+        self._happens(job, "redriven")
+        return "redriven", job.id, "pending", job.redrives, True
 
     def _job(self, job_id: str) -> JobModel:
         if job_id not in self.jobs:
@@ -808,6 +834,7 @@ DO: dict[type, Any] = {
     Forget: Model.forget,
     PauseKind: Model.pause,
     ResumeKind: Model.resume,
+    Redrive: Model.redrive,
 }
 """What the model does with each command; a new command has its line here."""
 
@@ -828,5 +855,6 @@ TELL: dict[str, Any] = {
     "Extended": lambda it: ("extended", it.job_id, it.lease_ms, it.cancel_requested),
     "Cancelled": lambda it: ("cancelled", it.job_id, it.status, it.cancel_requested),
     "Pauses": lambda it: ("paused", tuple((pause.kind, pause.until) for pause in it.pauses)),
+    "Redriven": lambda it: ("redriven", it.job_id, it.status, it.redrives, it.changed),
     "Beaten": lambda it: ("beaten", it.node.state, it.cancel),
 }

@@ -14,6 +14,7 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB, Committed
 from sheratan_hub.rules.command import Command, Limits, Refused
+from sheratan_hub.rules.evidence import evidence_of, late_key
 from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_key, job_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submitted
@@ -117,7 +118,7 @@ class Rig:
     async def restart(self, ms: int) -> None:
         """Stop, and start another on the same store, whose wall clock says that so many ms have passed (or less)."""
         await self._close()
-        self.clock = VirtualClock(self.clock.now() + ms, seed=len(self.model.leases) + 7)
+        self.clock = VirtualClock(self.clock.now() + ms, seed=self.model.starts * 1000 + 7)
         if self.url.startswith("memory"):
             self.store._store._clock = self.clock
         await self._open()
@@ -288,7 +289,11 @@ class Rig:
             if stopping or self.clock.now() > poll.until:
                 raise Divergence(f"{poll.command} still waits")
             free = self.model.limits.max_inflight - self.model.count("running")
-            there = [job for job in self.model.takeable(poll.command) if self.model.has_to_be_seen(job) and not self.model.paused(job.kind, seen=False)]
+            there = [
+                job
+                for job in self.model.takeable(poll.command)
+                if self.model.has_to_be_seen(job) and not self.model.paused(job.kind, seen=False)
+            ]
             if there and free > 0 and not poll.replaced and self.model.node_stop(poll.command.node_id) is None:
                 raise Divergence(f"{poll.command} waits, and {there[0]} is there for it")
 
@@ -318,7 +323,7 @@ class Rig:
             await self._same(ids)
         counted = await self.store.counts()
         mine = self.model.counts()
-        if {facet: n for facet, n in counted.items() if facet.startswith(("job:", "node:", "key", "leases:", "running:"))} != mine:
+        if {facet: n for facet, n in counted.items() if facet.startswith(COUNTED)} != mine:
             raise Divergence(f"counted {counted}, there are {mine}")
         missing = [lane for lane in await self.store.heads() if lane not in self.hub.committer.lanes]
         if missing:
@@ -339,10 +344,19 @@ class Rig:
         await self._same(self.model.jobs)
         if not self.acknowledged <= set(self.model.jobs):
             raise Divergence("a submit was acknowledged and has no job")
+        await self._evidence()
         page = await self.store.page("job", limit=10_000, examine=10_000)
         if {row.id for row in page.rows} != set(self.model.jobs):
             raise Divergence("there are other jobs than were submitted")
         self._replay([msgspec.json.decode(line.line) for line in await self.store.events(0, 100_000)])
+
+    async def _evidence(self) -> None:
+        """2: what superseded leases said is kept, and judged by what completed the job."""
+        rows = {row.id: row for row in await self.store.fetch([late_key(id) for id in self.model.jobs])}
+        for id, job in self.model.jobs.items():
+            kept = [(one.ok, one.diverged) for one in evidence_of(rows.get(id)).late]
+            if kept != job.evidence():
+                raise Divergence(f"evidence {kept}, expected {job.evidence()} of {job}")
 
     def _replay(self, events: list[dict[str, Any]]) -> None:
         """16: the ledger tells each job's whole life, and ends with its present status."""
@@ -362,6 +376,9 @@ class Rig:
                 raise Divergence(f"the ledger tells {told_of[id]} of {job}")
 
 
+COUNTED = ("job:", "node:", "key", "leases:", "running:")
+"""How the facets begin that the model counts, too."""
+
 STATES = ("node_stale", "node_dead", "node_busy", "pull_spent")
 """Reasons that a waiting pull is told at once."""
 
@@ -378,7 +395,7 @@ def same(model: Model, expected: JobModel, job: Job) -> None:
 
 ALWAYS = (
     *("status", "kind", "source", "priority", "attempt", "failures", "losses", "lost_on", "reason", "finished_at"),
-    *("uncounted", "tried", "late_results"),
+    *("uncounted", "tried", "late_results", "redrives"),
 )
 WAITING = ("not_before", "waiting", "pending_since")
 RUNNING = ("lease_until", "lease_ms", "started_at", "cancel_at", "sending")
