@@ -311,7 +311,7 @@ class Model:
     # 3, 6, 9: pulling
 
     def pull(self, one: Pull, outcome: Pulled) -> tuple[Any, ...]:
-        again = self.pulls.get(one.node_id, {}).get(one.pull_id or "")
+        again = self.pulls.get(one.node_id, OrderedDict()).get(one.pull_id or "")
         if again is not None:
             return self._again(again)
         stop = self.node_stop(one.node_id)
@@ -491,7 +491,7 @@ class Model:
                 raise No("not_holder")
             lease = job.lease
         said = (one.ok, one.result, one.error)
-        if lease in job.ended:  # 3
+        if lease is not None and lease in job.ended:  # 3
             if job.ended[lease].said != said:
                 raise No("result_conflict")
             return self._finished(job.id, job.ended[lease], outcome)
@@ -789,7 +789,9 @@ class Model:
             return
         self._delays_clamped = True
         for job in self.jobs.values():
-            if job.status == "pending" and job.waiting and 0 < job.delay < job.not_before - self.now:
+            if job.status != "pending" or not job.waiting or isinstance(job.not_before, tuple):
+                continue
+            if 0 < job.delay < job.not_before - self.now:
                 at = self.now + job.delay
                 job.not_before, job.pending_since, job.place = at, at, Place(at, self.starts, None)
                 self.touched.add(job.id)
