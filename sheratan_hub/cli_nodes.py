@@ -67,7 +67,7 @@ def nodes_drain(
     """Lease nothing more to these nodes; they finish what they hold."""
     if seconds is not None and until is not None:
         raise click.UsageError("give --seconds or --until, not both")
-    run(_each(target, "drain", node_ids, output, {"seconds": seconds, "until": until}))
+    run(_each(target, "drain_node", node_ids, output, {"seconds": seconds, "until": until}))
 
 
 @nodes.command("resume")
@@ -76,7 +76,7 @@ def nodes_drain(
 @click.pass_obj
 def nodes_resume(target: Target, node_ids: tuple[str, ...], output: str) -> None:
     """Take drained nodes back."""
-    run(_each(target, "resume", node_ids, output))
+    run(_each(target, "resume_node", node_ids, output))
 
 
 @nodes.command("attest")

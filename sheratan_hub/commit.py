@@ -219,12 +219,12 @@ class Committer:
         self._first_order = view.next_order()
         self._memo.learn(view, changes)
         for lane, head in view.heads().items():
-            self.lanes.set(lane, head)
+            self.lanes.set(lane, head, sure=view.sure(lane))
         for row in (*changes.new, *changes.put):
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)
             if row.kind == POINTER.kind:
                 self.judge = await self._active_judge()
-        for lane in view.left:
+        for lane in view.left | set(self.lanes.doubtful()):
             self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
         self.standing.learn(view, changes, self.lanes)

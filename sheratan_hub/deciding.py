@@ -42,6 +42,10 @@ async def decide(items: Sequence[Item], tx: Tx, view: View, memo: Memo) -> bool:
 async def _load(tx: Tx, view: View, memo: Memo, wants: Wants) -> None:
     """Ask the store for what is not known without it."""
     memo.tell(view, wants)
+    lanes = view.scene.lanes
+    for ready in wants.ready:
+        if lanes.has_others(ready.lane):
+            wants.ready[ready] += 1  # and the first that is left: a source's oldest job is next (rule 6)
     if wants:
         view.add(wants, await tx.load(wants))
 

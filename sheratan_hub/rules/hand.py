@@ -49,8 +49,11 @@ class Hand:
                     continue
             if len(lanes) == 1 and self._room(read_lane(lanes[0]).source) is None:
                 self._load(lanes, left)
-                for row in self._next(lanes[0], left):
+                rows = self._next(lanes[0], left)
+                for row in rows:
                     self._keep(row, lanes[0])
+                if len(rows) < left:
+                    self._done.add(lanes[0])
                 continue
             sources = self._by_source(lanes)
             if not sources:
@@ -144,12 +147,12 @@ class Hand:
             got, piece = got + asked, 2 * piece
 
     def _next(self, lane: str, most: int, got: int = 0) -> list[Row]:
-        """Up to `most` rows of the lane that neither this pull nor another has; if there are fewer it is done with."""
+        """Up to `most` rows of the lane that neither this pull nor another has, after `got`; if there is none it is done."""
         begun = self._from.get(lane, 0) + got
         rows = self._view.ready(lane, begun + most)[begun:]
-        if len(rows) < most:
+        if not rows and not got:
             self._done.add(lane)
-            if not rows and not begun:
+            if not begun:
                 self._view.used_up.add(lane)
         return rows
 

@@ -80,13 +80,17 @@ Queue = SortedList[tuple[int, int, str]]
 
 
 class Place:
-    """A lane of the directory: where it stands. `level` is the one that counts by now."""
+    """A lane of the directory: where it stands. `level` is the one that counts by now.
 
-    __slots__ = ("head", "lane", "level", "tag")
+    `sure`: its first row has the order `head`; else that is, or was, an earlier one's.
+    """
+
+    __slots__ = ("head", "lane", "level", "sure", "tag")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.head = self.level = self.tag = 0
+        self.sure = True
 
 
 class Lanes:
@@ -108,6 +112,7 @@ class Lanes:
         self._benched: set[str] = set()
         self._benched_shapes: dict[Shape, int] = {}
         self._taken_in: set[str] = set()
+        self._doubtful: list[str] = []
         self._shapes: dict[Shape, tuple[Queue, ...]] = {}
         self._suiting: OrderedDict[Offer, dict[Shape, tuple[Queue, ...]]] = OrderedDict()
         self._ages: tuple[SortedList[tuple[int, str]], ...] = tuple(SortedList() for _ in range(LEVELS))
@@ -128,8 +133,8 @@ class Lanes:
         """The sources that are left out for now: they have used up their concurrency."""
         return self._benched
 
-    def set(self, name: str, head: int | None) -> None:
-        """The lane's first row has this order now; None: it is empty."""
+    def set(self, name: str, head: int | None, *, sure: bool = True) -> None:
+        """The lane's first row has this order now, or (not `sure`) comes after this; None: it is empty."""
         lane = self._lanes.get(name)
         if head is None:
             if lane is not None:
@@ -138,15 +143,18 @@ class Lanes:
         if lane is None:
             lane = self._lanes[name] = Place(read_lane(name))
             own = self._sources.setdefault(lane.lane.source, {})
+            if own:
+                self._doubtful += [other for other in islice(own, CHARGED_MAX) if not self._lanes[other].sure]
             lane.tag = max((self._lanes[other].tag for other in islice(own, CHARGED_MAX)), default=2 * self._turn)
             own[name] = None
             if lane.lane.source in self._benched:
                 self._bench_shape(lane, 1)
         elif lane.head == head:
+            lane.sure = sure
             return
         elif lane.lane.source not in self._benched:
             self._leave(name, lane)
-        lane.head = head
+        lane.head, lane.sure = head, sure
         if lane.lane.source not in self._benched:
             self._enter(name, lane)
 
@@ -169,6 +177,16 @@ class Lanes:
     def has_benched(self, offer: Offer) -> bool:
         """Whether a source that is left out has a job for this offer."""
         return any(suits(*shape, offer) for shape in self._benched_shapes)
+
+    def has_others(self, name: str) -> bool:
+        """Whether the lane's source has other lanes, too: then it matters how old the first row is that is left."""
+        lane = self._lanes.get(name)
+        return lane is not None and len(self._sources[lane.lane.source]) > 1
+
+    def doubtful(self) -> list[str]:
+        """Lanes whose source has got another, and whose first row's order is to be read, as it matters now."""
+        doubtful, self._doubtful = self._doubtful, []
+        return [name for name in doubtful if name in self._lanes]
 
     def head(self, name: str) -> int:
         """The order of the lane's first row, 0 if it is not known."""
@@ -284,13 +302,43 @@ class Lanes:
         now: int = 0,
         closed: Callable[[str], object] | None = None,
     ) -> list[str]:
-        """As `choose`, but only lanes of the first level that has any: their sources take turns."""
+        """As `choose`, but only lanes of the first level that has any: their sources take turns.
+
+        A source's own lanes come oldest first, whatever their tags; they may be more than `limit`, but not for one.
+        """
         if limit == 1 and closed is None and (first := self._first(offer, now)) is not None and first not in used_up:
             return [first]
         for level in self._by_level(offer, used_up, now, closed):
             if found := list(islice(level, limit)):
-                return found
+                return self._oldest_first(found, offer, limit, used_up, closed)
         return []
+
+    def _oldest_first(
+        self,
+        found: list[str],
+        offer: Offer,
+        limit: int,
+        used_up: Collection[str],
+        closed: Callable[[str], object] | None,
+    ) -> list[str]:
+        """The chosen lanes by source, in the order of their turn, with those of the same level that stand behind."""
+        level, out = self._lanes[found[0]].level, list[str]()
+        for source in dict.fromkeys(self._lanes[name].lane.source for name in found):
+            if len(self._sources[source]) == 1:
+                out += self._sources[source]
+                continue
+            own = {name for name in found if self._lanes[name].lane.source == source}
+            for name in islice(self._sources[source], CHARGED_MAX):
+                lane = self._lanes[name]
+                kind = lane.lane.kind
+                fits = lane.level == level and suits(kind, lane.lane.needs, offer)
+                if fits and name not in used_up and (closed is None or not closed(kind)):
+                    own.add(name)
+            out += sorted(own, key=self._place_of)
+        return out[:1] if limit == 1 else out
+
+    def _place_of(self, name: str) -> tuple[int, str]:
+        return self._lanes[name].head, name
 
     def _first(self, offer: Offer, now: int) -> str | None:
         """The very first lane, where one shape only suits: the plain case, and the quick way."""

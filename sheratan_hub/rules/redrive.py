@@ -83,6 +83,7 @@ def redriven(job: Job, now: int) -> Job:
         redrives=job.redrives + 1,
         redriven_at=now,
         uncounted=job.attempt,
+        delay_ms=0,
     )
 
 

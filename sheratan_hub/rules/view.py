@@ -211,6 +211,10 @@ class View:
         """For each lane that was loaded: the order of its first row left, or None if nothing is left."""
         return {lane: self._head(lane, rows) for lane, rows in self._ready.items()}
 
+    def sure(self, lane: str) -> bool:
+        """Whether the head of a lane that was loaded is known, not only that it is no earlier one."""
+        return self._at[lane] < len(self._ready[lane]) or len(self._ready[lane]) < self._depth[lane]
+
     def _head(self, lane: str, rows: list[Row]) -> int | None:
         at = self._first_left(lane)
         if at < len(rows):

@@ -51,6 +51,22 @@ def ids(waiting: asyncio.Task[Pulled]) -> list[str]:
 # Turns
 
 
+async def test_a_source_is_served_in_its_order_whatever_the_kinds(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    for job, kind in (("1", "a"), ("2", "b"), ("3", "a")):
+        await submit(hub, job, kind=kind)
+    assert [(await leased(hub))[0].id for _ in range(3)] == ["1", "2", "3"]
+
+
+async def test_a_source_is_served_in_its_order_where_a_kind_was_used_up_before(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await submit(hub, "0", kind="a")
+    await leased(hub)
+    for job, kind in (("1", "b"), ("2", "a")):
+        await submit(hub, job, kind=kind)
+    assert [(await leased(hub))[0].id for _ in range(2)] == ["1", "2"]
+
+
 async def test_a_single_job_waits_for_one_pull_behind_a_hundred_thousand_of_another_source(make_hub: MakeHub) -> None:
     hub = await make_hub(Limits(max_depth=1_000_000, max_inflight=1_000_000))
     for part in range(100):

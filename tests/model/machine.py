@@ -11,10 +11,12 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from sheratan_hub.rules.command import Command, Limits, Together
+from sheratan_hub.rules.command import Command, Limits, Rate, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.nodes import Beat, Forget
+from sheratan_hub.rules.pauses import PauseKind, ResumeKind
 from sheratan_hub.rules.pull import Pull
+from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit
 from tests.model.rig import Rig
 
@@ -23,14 +25,16 @@ NODES = ("n1", "n2", "n3")
 
 LIMITS = (
     Limits(max_depth=50, max_inflight=50, lease_ms=10 * SECOND, key_ttl_ms=20 * SECOND, node_ttl_ms=7 * SECOND,
-           node_dead_ms=15 * SECOND, restart_grace_ms=3 * SECOND, cancel_grace_ms=4 * SECOND, backoff_cap_ms=3000),
+           node_dead_ms=15 * SECOND, restart_grace_ms=3 * SECOND, cancel_grace_ms=4 * SECOND, backoff_cap_ms=3000,
+           age_ms=4 * SECOND),
     Limits(max_depth=4, max_inflight=2, lease_ms=5 * SECOND, item_ttl_ms=8 * SECOND, max_losses=2, loss_delay_ms=0,
            max_retries=1, key_ttl_ms=3 * SECOND, node_ttl_ms=30 * SECOND, node_dead_ms=60 * SECOND,
-           restart_grace_ms=0, cancel_grace_ms=20 * SECOND),
+           restart_grace_ms=0, cancel_grace_ms=20 * SECOND, age_ms=0, max_leases_per_node=1),
     Limits(max_depth=9, max_inflight=4, lease_ms=4 * SECOND, max_losses=1, backoff_base_ms=200, backoff_cap_ms=500,
-           key_ttl_ms=0, node_ttl_ms=2 * SECOND, node_dead_ms=3 * SECOND, restart_grace_ms=60 * SECOND),
+           key_ttl_ms=0, node_ttl_ms=2 * SECOND, node_dead_ms=3 * SECOND, restart_grace_ms=60 * SECOND,
+           age_ms=1500, max_deliveries=2, rates={"s": Rate(0, 1)}),
 )  # fmt: skip
-"""Hubs of different temper: roomy, narrow with a time to live, and one that gives up soon."""
+"""Hubs of different temper: roomy, narrow with a time to live, and one that gives up soon and limits a source."""
 
 SHAPES: tuple[dict[str, Any], ...] = (
     *({"kind": kind, "source": source, "priority": level} for kind, source, level in product("ab", ("", "s"), (2, 0))),
@@ -223,13 +227,33 @@ class Machine(RuleBasedStateMachine):
         self.rig.run(self.rig.give_back(self.answers[-1 - place % len(self.answers)]))
         self.found_polls()
 
-    @rule(node=nodes, capabilities=st.sampled_from((None, (), ("gpu",))))
-    def heartbeat(self, node: str, capabilities: tuple[str, ...] | None) -> None:
-        self.do(Beat(node, capabilities=capabilities))
+    @rule(
+        node=nodes,
+        capabilities=st.sampled_from((None, (), ("gpu",))),
+        status=st.sampled_from(("online", "online", "online", "busy")),
+        most=st.sampled_from((None, None, None, 0, 1, 3)),
+    )
+    def heartbeat(self, node: str, capabilities: tuple[str, ...] | None, status: Any, most: int | None) -> None:
+        self.do(Beat(node, capabilities=capabilities, status=status, max_concurrent=most))
 
     @rule(node=nodes)
     def forget(self, node: str) -> None:
         self.do(Forget(node))
+
+    # Operators
+
+    @rule(kind=st.sampled_from((None, "a", "b")), for_ms=st.sampled_from((0, 2000)))
+    def pause(self, kind: str | None, for_ms: int) -> None:
+        self.do(PauseKind(kind, for_ms=for_ms))
+
+    @rule(kind=st.sampled_from((None, None, "a")))
+    def resume(self, kind: str | None) -> None:
+        self.do(ResumeKind(kind))
+
+    @rule(place=any_one, delay_ms=st.sampled_from((0, 0, 3000)))
+    def redrive(self, place: int, delay_ms: int) -> None:
+        dead = [id for id, job in self.rig.model.jobs.items() if job.status in ("failed", "cancelled")]
+        self.do(Redrive(dead[-1 - place % len(dead)] if dead and place % 4 else self.job_id(place), delay_ms))
 
     # Everybody at once
 

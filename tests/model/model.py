@@ -9,7 +9,7 @@ are the rules'. Longer than 300 lines, as it is one description of one thing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,16 +17,20 @@ from typing import Any, NamedTuple
 from sheratan_hub.rules.command import Command, Limits, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.nodes import Beat, Forget
+from sheratan_hub.rules.pauses import PauseKind, ResumeKind
 from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit
 
 FINISHED = ("completed", "failed", "cancelled")
 REMEMBERED = 8
 """So many ended leases of a job, and pulls of a node, are remembered (docs/protocol.md)."""
 
-LINES = "lanes"
-"""Inside what the order of submission is kept: "lanes" (what nobody can tell apart), or "sources" (all of a source's
-jobs of one level), which rule 6 asks for and the directory of lanes does not yet keep."""
+EVIDENCE_KEPT = 5
+"""So many late results of a job are kept, and judged once it completes."""
+
+BY_HUB = ("timeout", "lost", "cancelled")
+"""The ends of deliveries after which the worker has not had its say: what it says later is evidence."""
 
 Span = tuple[int, int]
 """A time that jitter decides: from, to (ms)."""
@@ -52,6 +56,16 @@ class Place(NamedTuple):
         if self.at != other.at:
             return self.at < other.at
         return self.start == other.start and self.n is not None and other.n is not None and self.n < other.n
+
+
+class Pause(NamedTuple):
+    """Nothing of this kind (None: of any) is handed out until then; 0: until somebody says so."""
+
+    kind: str | None
+    until: int
+
+    def holds(self, now: int) -> bool:
+        return not self.until or now < self.until
 
 
 class Ended(NamedTuple):
@@ -83,6 +97,7 @@ class JobModel:
     pending_since: int
     not_before: int | Span
     waiting: bool
+    delay: Any = 0
     status: str = "pending"
     attempt: int = 0
     failures: int = 0
@@ -99,7 +114,12 @@ class JobModel:
     reason: str | None = None
     result: bytes = b"null"
     error: bytes | None = b"null"
+    uncounted: int = 0
+    redrives: int = 0
+    began_at: int = 0
     ended: OrderedDict[str, Ended] = field(default_factory=OrderedDict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    late: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     happened: list[str] = field(default_factory=list)
 
     @property
@@ -128,7 +148,23 @@ class JobModel:
         return min(ends, default=0)
 
     def copy(self) -> JobModel:
-        return replace(self, ended=OrderedDict(self.ended), happened=list(self.happened))
+        twin = replace(self, ended=OrderedDict(self.ended), happened=list(self.happened))
+        twin.outcomes, twin.late = dict(self.outcomes), dict(self.late)
+        return twin
+
+    @property
+    def tried(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def late_results(self) -> int:
+        return len(self.late)
+
+    def evidence(self) -> list[tuple[bool, bool | None]]:
+        """2: of the late results that are kept: whether it was a success, and whether it differs from the winner's."""
+        last = list(self.late.values())[-EVIDENCE_KEPT:]
+        done = self.status == "completed"
+        return [(ok, not (ok and result == self.result) if done else None) for ok, result, _ in last]
 
 
 @dataclass(slots=True)
@@ -139,6 +175,8 @@ class NodeModel:
     last_seen: int
     state: str = "ONLINE"
     capabilities: tuple[str, ...] = ()
+    busy: bool = False
+    max_concurrent: int | None = None
     told: tuple[str, ...] = ()
 
 
@@ -159,7 +197,14 @@ class Model:
         """While requests race: the jobs that they have made claimable, which those of the same batch may overlook."""
         self.tied = False
         """Whether submits are at the same time now: none of them is the earlier one."""
+        self.alone = True
+        """Whether a pull is decided in a transaction of its own: else the directory may be a step behind."""
+        self.dealt = False
+        """Whether pulls had waited: jobs are dealt to these one by one, and each may get fewer than there are."""
+        self.pauses: list[Pause] = []
+        self._levels: dict[tuple[Any, ...], int] = {}
         self._submits = 0
+        self._delays_clamped = True
 
     def copy(self) -> Model:
         twin = Model(self.limits, self.now)
@@ -168,7 +213,8 @@ class Model:
         twin.nodes = {id: replace(node) for id, node in self.nodes.items()}
         twin.keys = dict(self.keys)
         twin.pulls = {node: OrderedDict(pulls) for node, pulls in self.pulls.items()}
-        twin.tied = self.tied
+        twin.tied, twin.alone, twin._levels = self.tied, self.alone, self._levels
+        twin.pauses, twin._delays_clamped = list(self.pauses), self._delays_clamped
         twin.leases, twin.touched = set(self.leases), set(self.touched)
         twin.fresh = None if self.fresh is None else set(self.fresh)
         return twin
@@ -197,6 +243,9 @@ class Model:
         facets = [f"job:{job.status}" for job in self.jobs.values()]
         facets += [f"node:{node.state}" for node in self.nodes.values()]
         facets += ["key"] * len(self.keys)
+        running = [job for job in self.jobs.values() if job.status == "running"]
+        facets += [f"leases:{job.node}" for job in running]
+        facets += [f"running:{job.source}" for job in running if job.source]
         return {facet: facets.count(facet) for facet in set(facets)}
 
     # 8, 9: submitting
@@ -244,7 +293,9 @@ class Model:
             pending_since=start,
             not_before=start if waits else 0,
             waiting=waits,
+            delay=one.delay_ms if waits and start == self.now + one.delay_ms else 0,
         )
+        self.jobs[one.job_id].began_at = self.now
         self._happens(self.jobs[one.job_id], "submitted")
 
     def together(self, all_or_none: Together, outcome: Any) -> Any:
@@ -260,31 +311,92 @@ class Model:
     # 3, 6, 9: pulling
 
     def pull(self, one: Pull, outcome: Pulled) -> tuple[Any, ...]:
-        again = self.pulls.get(one.node_id, {}).get(one.pull_id or "")
+        again = self.pulls.get(one.node_id, OrderedDict()).get(one.pull_id or "")
         if again is not None:
             return self._again(again)
-        state = self.state(one.node_id)
-        if state != "ONLINE":
-            return "pulled", (), f"node_{state.lower()}"
+        stop = self.node_stop(one.node_id)
+        if stop is not None:
+            return "pulled", (), stop
+        if self._all_paused(one):
+            return "pulled", (), "paused"
         free = self.limits.max_inflight - self.count("running")
         if free <= 0:
             return "pulled", (), "inflight_limit"
         may = {job.id: job for job in self.takeable(one)}
-        must = sum(self.has_to_be_seen(job) for job in may.values())
+        most = min(one.limit, free, self.node_room(one.node_id))
+        must = self._at_most(job for job in may.values() if self.has_to_be_seen(job))
         given = tuple((job.id, job.lease_id or "") for job in outcome.jobs)
-        most = min(one.limit, free)
-        if not min(most, must) <= len(given) <= min(most, len(may)):
-            raise Divergence(f"{one} got {len(given)} jobs where {must} to {len(may)} are there for it, {free} free")
+        least = min(most, must, 1) if self.dealt else min(most, must)
+        if not least <= len(given) <= min(most, self._at_most(may.values())):
+            raise Divergence(
+                f"{one} got {len(given)} jobs where {least} to {len(may)} are there for it, {most} at most"
+            )
         if not given:
-            return "pulled", (), "no_job"
+            return "pulled", (), self._why_none(one, outcome.reason)
+        levels = self._levels_of(may.values())
         for job_id, lease in given:
-            self._lease(one, may, job_id, lease)
+            self._lease(one, may, levels, job_id, lease)
         if one.pull_id is not None:
             remembered = self.pulls.setdefault(one.node_id, OrderedDict())
             remembered[one.pull_id] = given
             if len(remembered) > REMEMBERED:
                 remembered.popitem(last=False)
         return "pulled", given, None
+
+    def node_stop(self, node_id: str) -> str | None:
+        """9: why this node gets nothing."""
+        node, state = self.nodes.get(node_id), self.state(node_id)
+        if state != "ONLINE":
+            return f"node_{state.lower()}"
+        if node is not None and node.busy:
+            return "node_busy"
+        return None if self.node_room(node_id) > 0 else "node_full"
+
+    def node_room(self, node_id: str) -> int:
+        """9: how many more leases it may have."""
+        node = self.nodes.get(node_id)
+        most = node.max_concurrent if node is not None and node.max_concurrent is not None else None
+        if most is None:
+            most = self.limits.max_leases_per_node or 10**9
+        return most - sum(job.status == "running" and job.node == node_id for job in self.jobs.values())
+
+    def source_room(self, source: str) -> int:
+        """10: how many more of its jobs may run."""
+        rate = self.limits.rates.get(source)
+        if rate is None or not rate.concurrent:
+            return 10**9
+        return rate.concurrent - sum(job.status == "running" and job.source == source for job in self.jobs.values())
+
+    def _at_most(self, jobs: Iterable[JobModel]) -> int:
+        """How many of these may run at once more."""
+        of: dict[str, int] = {}
+        for job in jobs:
+            of[job.source] = of.get(job.source, 0) + 1
+        return sum(min(n, self.source_room(source)) for source, n in of.items())
+
+    def paused(self, kind: str, *, seen: bool = True) -> bool:
+        """Whether jobs of this kind are paused; `seen`: as of now, else until somebody has seen that it is over."""
+        return any(one.kind in (None, kind) and (not seen or one.holds(self.now)) for one in self.pauses)
+
+    def _all_paused(self, one: Pull) -> bool:
+        holding = [pause.kind for pause in self.pauses if pause.holds(self.now)]
+        return None in holding or (bool(one.kinds) and one.kinds <= set(holding))
+
+    def _why_none(self, one: Pull, reason: str | None) -> str:
+        """What is there but may not be handed out gives the reason; what has expired unseen may be overlooked."""
+        there = list(self._suiting(one))
+        throttled = [job for job in there if self.source_room(job.source) <= 0]
+        paused = [job for job in there if self.paused(job.kind)]
+        may: set[str] = set()
+        if throttled or any(self.source_room(source) <= 0 or not self.alone for source in self.limits.rates):
+            may.add("throttled")  # the hub may not know yet that nothing is left of what it leaves out
+        if paused:
+            may.add("paused")
+        if not any(map(self.has_to_be_seen, [*throttled, *paused])):
+            may |= {"no_job", "paused"} if any(pause.holds(self.now) for pause in self.pauses) else {"no_job"}
+        if any(map(self.has_to_be_seen, throttled)):
+            may = {"throttled"}
+        return reason if reason in may else str(sorted(may))
 
     def _again(self, leases: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
         """3: the same pull_id gives the same leases while they live."""
@@ -294,11 +406,13 @@ class Model:
             self.touched.add(job_id)
         return "pulled", tuple(live), None if live else "pull_spent"
 
-    def _lease(self, one: Pull, may: dict[str, JobModel], job_id: str, lease: str) -> None:
+    def _lease(
+        self, one: Pull, may: dict[str, JobModel], levels: dict[tuple[Any, ...], int], job_id: str, lease: str
+    ) -> None:
         if job_id not in may:
             raise Divergence(f"{one} got {job_id}, which is not there for it: {self.jobs.get(job_id)}")
         job = may.pop(job_id)
-        first = next((other for other in may.values() if self.goes_before(other, job, one.limit == 1)), None)
+        first = next((other for other in may.values() if self.goes_before(other, job, levels)), None)
         if first is not None:
             raise Divergence(f"{one} got\n  {job}\nbefore\n  {first}")
         if lease in self.leases:
@@ -311,6 +425,9 @@ class Model:
 
     def takeable(self, one: Pull) -> Iterator[JobModel]:
         """The jobs that may go to this pull."""
+        return (job for job in self._suiting(one) if not self.paused(job.kind) and self.source_room(job.source) > 0)
+
+    def _suiting(self, one: Pull) -> Iterator[JobModel]:
         node = self.nodes.get(one.node_id)
         has = set(node.capabilities if node else ()) if one.capabilities is None else one.capabilities
         for job in self.jobs.values():
@@ -326,15 +443,40 @@ class Model:
         """Not if its time has run out, but nobody has looked at it since: then it may still be given away."""
         return not 0 < job.expires <= self.now and job.id not in (self.fresh or ())
 
-    def goes_before(self, a: JobModel, b: JobModel, alone: bool) -> bool:
-        """6: whether `a` has to be served before `b`. `alone`: the pull takes one job; else lanes go one by one."""
-        if not self.has_to_be_seen(a):
+    def goes_before(self, a: JobModel, b: JobModel, levels: dict[tuple[Any, ...], int]) -> bool:
+        """6: whether `a` has to be served before `b`: by level, then (among a source's own) by age.
+
+        In one transaction with others a job may be served by what was known before it; then only lanes keep order.
+        """
+        if not self.has_to_be_seen(a) or self.source_room(a.source) <= 0:
             return False
-        if a.priority != b.priority:
-            return a.priority < b.priority
-        if alone and LINES == "sources":
-            return a.source == b.source and a.place.before(b.place)
-        return a.lane == b.lane and a.place.before(b.place)
+        if levels[a.lane] != levels[b.lane]:
+            return levels[a.lane] < levels[b.lane] and (self.alone or a.lane not in self._levels)
+        same = a.source == b.source if self.alone else a.lane == b.lane
+        return same and a.place.before(b.place)
+
+    def level(self, job: JobModel) -> int:
+        """6: a waiting job rises with age, up to HIGH."""
+        age = self.limits.age_ms
+        if job.priority <= 1 or not age:
+            return job.priority
+        return max(1, job.priority - max(0, self.now - job.place.at) // age)
+
+    def _levels_of(self, jobs: Iterable[JobModel]) -> dict[tuple[Any, ...], int]:
+        """The level of each lane: that of its oldest job, also for the others that the same transaction takes."""
+        levels: dict[tuple[Any, ...], int] = {}
+        for job in jobs:
+            levels[job.lane] = min(self.level(job), levels.get(job.lane, 9), self._levels.get(job.lane, 9))
+        return levels
+
+    def begin(self, *, alone: bool) -> None:
+        """A transaction begins: the directory shows the levels as they are now. `alone`: it has one pull at most."""
+        self.alone = alone
+        self._levels = (
+            {}
+            if alone
+            else self._levels_of(job for job in self.jobs.values() if job.status == "pending" and not job.waiting)
+        )
 
     def holds(self, job: JobModel, lease: str) -> bool:
         return job.status == "running" and job.lease == lease
@@ -349,25 +491,40 @@ class Model:
                 raise No("not_holder")
             lease = job.lease
         said = (one.ok, one.result, one.error)
-        if lease in job.ended:  # 3
+        if lease is not None and lease in job.ended:  # 3
             if job.ended[lease].said != said:
                 raise No("result_conflict")
             return self._finished(job.id, job.ended[lease], outcome)
-        self._fence(job, lease)
+        try:
+            self._fence(job, lease)
+        except No:
+            self._evidence(job, lease, said)
+            raise
         late = job.status == "pending"  # 2
         self._take_result(job, one, late)
         ended = Ended(said, job.status, late, self._delay(job, outcome))
         self._end_lease(job, lease or "", ended)
         return self._finished(job.id, ended, outcome)
 
+    def _evidence(self, job: JobModel, lease: str | None, said: tuple[Any, ...]) -> None:
+        """2: what a superseded lease of this job's says is kept, once."""
+        if lease is None or lease in job.late or not (job.lease == lease or job.outcomes.get(lease) in BY_HUB):
+            return
+        job.late[lease] = said
+        self._happens(job, "superseded")
+
     def _take_result(self, job: JobModel, one: Finish, late: bool) -> None:
         if one.ok:
             job.result, job.error = one.result, b"null"
             self._end(job, "completed", "completed")
+            for _ in job.evidence():
+                self._happens(job, "judged")
         elif late and one.retry:  # the hub has charged this delivery already
             job.error = one.error
             self._happens(job, "late_failure")
         else:
+            if not late:
+                job.outcomes[job.lease or ""] = "cancelled" if job.cancel_at else "failed"
             self._fail(job, one.error, one.retry, one.retry_after_ms)
 
     def _delay(self, job: JobModel, outcome: Any) -> Any:
@@ -385,6 +542,7 @@ class Model:
     def settle(self, job: JobModel, not_before: int) -> None:
         """Jitter has decided when the job may start again."""
         job.not_before = job.pending_since = not_before
+        job.delay = not_before - self.now
         job.place = Place(not_before, self.starts, None)
 
     def _finished(self, job_id: str, ended: Ended, outcome: Any) -> tuple[Any, ...]:
@@ -409,7 +567,7 @@ class Model:
         if job.status != "running":
             raise No("lease_expired")
         job.lease_ms = min(one.lease_ms or self.limits.lease_ms, 86_400_000)
-        job.lease_until = self.now + job.lease_ms
+        job.lease_until = min(self.now + job.lease_ms, job.times_out_at)
         self.touched.add(job.id)
         return "extended", job.id, max(0, job.ends_at - self.now), bool(job.cancel_at)
 
@@ -423,8 +581,15 @@ class Model:
         self._fence(job, one.lease_id)
         if one.undelivered and job.sending > 1:  # 11: another answer may have arrived
             raise No("lease_superseded")
+        if job.status == "running" and one.undelivered:
+            job.uncounted += 1
+        elif job.status == "running":
+            job.outcomes[one.lease_id] = "cancelled" if job.cancel_at else "released"
         if job.status == "running" and job.cancel_at:
             self._end(job, "cancelled", "cancelled", "CANCELLED")
+        elif job.status == "running" and self._delivered_out(job):
+            job.error = None
+            self._end(job, "failed", "failed", "RETRIES_EXHAUSTED")
         elif job.status == "running":  # 4: costs nothing
             job.status, job.lease, job.pending_since = "pending", None, self.now
             self._happens(job, "released")
@@ -450,6 +615,26 @@ class Model:
             raise No("already_finished")
         return "cancelled", job.id, job.status, job.status == "running"
 
+    def redrive(self, one: Redrive, outcome: Any) -> tuple[Any, ...]:
+        """8: what failed or was cancelled gets another life, at the end of the line, with new budgets."""
+        job = self._job(one.job_id)
+        if job.status in ("pending", "running"):
+            return "redriven", job.id, job.status, job.redrives, False
+        if job.status == "completed":
+            raise No("not_failed")
+        start = self.now + one.delay_ms
+        if job.expires_at:
+            job.expires_at = start + job.expires_at - job.began_at
+        self._submits += not self.tied
+        job.status, job.waiting, job.not_before = "pending", one.delay_ms > 0, start if one.delay_ms else 0
+        job.place = Place(start, self.starts, None if one.delay_ms else self._submits)
+        job.delay, job.pending_since, job.began_at = one.delay_ms, start, start
+        job.failures = job.losses = job.finished_at = job.cancel_at = 0
+        job.lost_on, job.lease, job.reason, job.result = (), None, None, b"null"
+        job.redrives, job.uncounted = job.redrives + 1, job.attempt
+        self._happens(job, "redriven")
+        return "redriven", job.id, "pending", job.redrives, True
+
     def _job(self, job_id: str) -> JobModel:
         if job_id not in self.jobs:
             raise No("job_not_found")
@@ -464,7 +649,7 @@ class Model:
             return self._end(job, "cancelled", "cancelled", "CANCELLED")
         if not retry or job.at_most_once:
             return self._end(job, "failed", "failed", "NOT_RETRYABLE")
-        if job.failures > job.max_retries:
+        if job.failures > job.max_retries or self._delivered_out(job):
             return self._end(job, "failed", "failed", "RETRIES_EXHAUSTED")
         if after_ms is None:
             n, base = job.failures - 1, self.limits.backoff_base_ms
@@ -474,6 +659,7 @@ class Model:
 
     def _lose(self, job: JobModel) -> None:
         job.losses += 1
+        job.outcomes[job.lease or ""] = "lost"
         if job.node and job.node not in job.lost_on:
             job.lost_on = (*job.lost_on, job.node)
         if job.cancel_at:
@@ -481,8 +667,15 @@ class Model:
         if job.at_most_once or job.losses >= self.limits.max_losses:
             job.error = None
             return self._end(job, "failed", "failed", "LOST" if job.at_most_once else "POISON")
+        if self._delivered_out(job):
+            job.error = None
+            return self._end(job, "failed", "failed", "RETRIES_EXHAUSTED")
         delay = self.limits.loss_delay_ms
         return self._back(job, "lost", (delay, delay))
+
+    def _delivered_out(self, job: JobModel) -> bool:
+        """4: nothing is handed out for ever; what never left the hub does not count."""
+        return job.attempt - job.uncounted >= self.limits.max_deliveries
 
     def _back(self, job: JobModel, happened: str, delay: Span) -> None:
         """Back in line, behind all that came before it may start again."""
@@ -490,6 +683,7 @@ class Model:
         job.status, job.waiting = "pending", last > self.now
         job.not_before = first if first == last else (first, last)
         job.place, job.pending_since = Place(first, self.starts, None), first
+        job.delay = delay[0]
         self._happens(job, happened)
 
     def _end(self, job: JobModel, status: str, happened: str, reason: str | None = None) -> None:
@@ -506,7 +700,9 @@ class Model:
 
     def beat(self, one: Beat, outcome: Any) -> tuple[Any, ...]:
         node = self.nodes.setdefault(one.node_id, NodeModel(one.node_id, self.now))
-        node.last_seen, node.state = self.now, "ONLINE"
+        node.last_seen, node.state, node.busy = self.now, "ONLINE", one.status == "busy"
+        if one.max_concurrent is not None:
+            node.max_concurrent = one.max_concurrent
         if one.capabilities is not None:
             node.capabilities = one.capabilities
         stop = [self.jobs[id] for id in node.told]
@@ -520,6 +716,21 @@ class Model:
             raise No("node_alive")
         del self.nodes[one.node_id]
         self.pulls.pop(one.node_id, None)
+
+    def pause(self, one: PauseKind, outcome: Any) -> Any:
+        """Submitting goes on; nothing of the kind is handed out. A kind has one pause at a time."""
+        until = self.now + one.for_ms if one.for_ms else one.until
+        self.pauses = [*(p for p in self.pauses if p.holds(self.now) and p.kind != one.kind), Pause(one.kind, until)]
+        return self._paused()
+
+    def resume(self, one: ResumeKind, outcome: Any) -> Any:
+        """All that stays paused."""
+        left = (p for p in self.pauses if p.holds(self.now) and p.kind != one.kind)
+        self.pauses = [] if one.kind is None else list(left)
+        return self._paused()
+
+    def _paused(self) -> Any:
+        return "paused", tuple((pause.kind, pause.until) for pause in self.pauses)
 
     def state(self, node_id: str) -> str:
         """ONLINE up to the TTL, STALE up to the dead limit, DEAD; one that was never heard of may pull."""
@@ -537,6 +748,8 @@ class Model:
 
     def sweep(self) -> None:
         """Leases, timeouts, waiting and expiry that are over now; nodes that have fallen silent."""
+        self._clamp_delays()
+        self.pauses = [pause for pause in self.pauses if pause.holds(self.now)]
         for job in list(self.jobs.values()):
             if job.status == "running":
                 self._sweep_running(job)
@@ -554,8 +767,10 @@ class Model:
         if max(job.ends_at, self.started_at + grace) > self.now:
             return
         if job.cancel_at and job.cancel_at <= self.now:
+            job.outcomes[job.lease or ""] = "cancelled"
             self._end(job, "cancelled", "cancelled", "CANCELLED")  # 14
         elif job.times_out_at <= min(self.now, job.lease_until):
+            job.outcomes[job.lease or ""] = "timeout"
             self._fail(job, None)  # 5: on a tie it is a failure
         else:
             self._lose(job)
@@ -568,10 +783,24 @@ class Model:
             job.waiting = False
             self.touched.add(job.id)
 
+    def _clamp_delays(self) -> None:
+        """12: the first look after a start: no delay lasts longer than its whole time, if the clock has gone back."""
+        if self._delays_clamped:
+            return
+        self._delays_clamped = True
+        for job in self.jobs.values():
+            if job.status != "pending" or not job.waiting or isinstance(job.not_before, tuple):
+                continue
+            if 0 < job.delay < job.not_before - self.now:
+                at = self.now + job.delay
+                job.not_before, job.pending_since, job.place = at, at, Place(at, self.starts, None)
+                self.touched.add(job.id)
+
     def restart(self, now: int) -> None:
         """12: a hub starts on what was stored; its wall clock may have gone back."""
         self.now = self.started_at = now
         self.starts += 1
+        self._delays_clamped = False
         for job in self.jobs.values():
             if job.status == "running" and job.lease_until > now + job.lease_ms:
                 job.lease_until, job.started_at = now + job.lease_ms, min(job.started_at, now)
@@ -589,6 +818,7 @@ class Model:
                 found |= {job.expires, *([job.not_before] if isinstance(job.not_before, int) else job.not_before)}
             else:
                 found.add(job.finished_at + self.limits.key_ttl_ms)
+        found |= {pause.until for pause in self.pauses}
         for node in self.nodes.values():
             found |= {node.last_seen + self.limits.node_ttl_ms, node.last_seen + self.limits.node_dead_ms}
         return sorted(at for at in found if at >= self.now)
@@ -604,6 +834,9 @@ DO: dict[type, Any] = {
     Cancel: Model.cancel,
     Beat: Model.beat,
     Forget: Model.forget,
+    PauseKind: Model.pause,
+    ResumeKind: Model.resume,
+    Redrive: Model.redrive,
 }
 """What the model does with each command; a new command has its line here."""
 
@@ -623,5 +856,7 @@ TELL: dict[str, Any] = {
     "Finished": lambda it: ("ended", it.job_id, it.status, it.late, it.retry_in_ms),
     "Extended": lambda it: ("extended", it.job_id, it.lease_ms, it.cancel_requested),
     "Cancelled": lambda it: ("cancelled", it.job_id, it.status, it.cancel_requested),
+    "Pauses": lambda it: ("paused", tuple((pause.kind, pause.until) for pause in it.pauses)),
+    "Redriven": lambda it: ("redriven", it.job_id, it.status, it.redrives, it.changed),
     "Beaten": lambda it: ("beaten", it.node.state, it.cancel),
 }

@@ -14,6 +14,7 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB, Committed
 from sheratan_hub.rules.command import Command, Limits, Refused
+from sheratan_hub.rules.evidence import evidence_of, late_key
 from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_key, job_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submitted
@@ -117,7 +118,7 @@ class Rig:
     async def restart(self, ms: int) -> None:
         """Stop, and start another on the same store, whose wall clock says that so many ms have passed (or less)."""
         await self._close()
-        self.clock = VirtualClock(self.clock.now() + ms, seed=len(self.model.leases) + 7)
+        self.clock = VirtualClock(self.clock.now() + ms, seed=self.model.starts * 1000 + 7)
         if self.url.startswith("memory"):
             self.store._store._clock = self.clock
         await self._open()
@@ -238,6 +239,7 @@ class Rig:
     async def _explain(self, said: list[Said], *, any_order: bool = False, stopping: bool = False) -> None:
         """Tell the model what was said, and what waiting requests were answered meanwhile: some order must do."""
         self.model.now = self.clock.now()
+        self.model.begin(alone=True)
         if not self.polls and not self.awaited and not (any_order and len(said) > 1):
             for command, outcome in said:
                 self.model.apply(command, outcome)
@@ -267,15 +269,17 @@ class Rig:
         if any_order or len(answered) > 1:
             orders = permutations([*said, *answered]) if any_order else ([*said, *p] for p in permutations(answered))
         first: Divergence | None = None
+        self.model.begin(alone=len(said) + len(answered) <= 1)
         for order in orders:
             trial = self.model.copy()
             try:
-                for command, outcome in order:
-                    trial.apply(command, outcome)
+                for one in order:
+                    trial.dealt = any(one is other for other in answered)
+                    trial.apply(*one)
             except Divergence as no:
                 first = first or no
                 continue
-            self.model = trial
+            self.model, self.model.dealt = trial, False
             return
         raise Divergence(f"no order explains {[(c, told(o)) for c, o in (*said, *answered)]}; the first: {first}")
 
@@ -285,8 +289,12 @@ class Rig:
             if stopping or self.clock.now() > poll.until:
                 raise Divergence(f"{poll.command} still waits")
             free = self.model.limits.max_inflight - self.model.count("running")
-            there = [job for job in self.model.takeable(poll.command) if self.model.has_to_be_seen(job)]
-            if there and free > 0 and not poll.replaced and self.model.state(poll.command.node_id) == "ONLINE":
+            there = [
+                job
+                for job in self.model.takeable(poll.command)
+                if self.model.has_to_be_seen(job) and not self.model.paused(job.kind, seen=False)
+            ]
+            if there and free > 0 and not poll.replaced and self.model.node_stop(poll.command.node_id) is None:
                 raise Divergence(f"{poll.command} waits, and {there[0]} is there for it")
 
     def _ended_waits(self, stopping: bool) -> None:
@@ -315,7 +323,7 @@ class Rig:
             await self._same(ids)
         counted = await self.store.counts()
         mine = self.model.counts()
-        if {facet: n for facet, n in counted.items() if facet.startswith(("job:", "node:", "key"))} != mine:
+        if {facet: n for facet, n in counted.items() if facet.startswith(COUNTED)} != mine:
             raise Divergence(f"counted {counted}, there are {mine}")
         missing = [lane for lane in await self.store.heads() if lane not in self.hub.committer.lanes]
         if missing:
@@ -336,10 +344,19 @@ class Rig:
         await self._same(self.model.jobs)
         if not self.acknowledged <= set(self.model.jobs):
             raise Divergence("a submit was acknowledged and has no job")
+        await self._evidence()
         page = await self.store.page("job", limit=10_000, examine=10_000)
         if {row.id for row in page.rows} != set(self.model.jobs):
             raise Divergence("there are other jobs than were submitted")
         self._replay([msgspec.json.decode(line.line) for line in await self.store.events(0, 100_000)])
+
+    async def _evidence(self) -> None:
+        """2: what superseded leases said is kept, and judged by what completed the job."""
+        rows = {row.id: row for row in await self.store.fetch([late_key(id) for id in self.model.jobs])}
+        for id, job in self.model.jobs.items():
+            kept = [(one.ok, one.diverged) for one in evidence_of(rows.get(id)).late]
+            if kept != job.evidence():
+                raise Divergence(f"evidence {kept}, expected {job.evidence()} of {job}")
 
     def _replay(self, events: list[dict[str, Any]]) -> None:
         """16: the ledger tells each job's whole life, and ends with its present status."""
@@ -359,7 +376,10 @@ class Rig:
                 raise Divergence(f"the ledger tells {told_of[id]} of {job}")
 
 
-STATES = ("node_stale", "node_dead", "pull_spent")
+COUNTED = ("job:", "node:", "key", "leases:", "running:")
+"""How the facets begin that the model counts, too."""
+
+STATES = ("node_stale", "node_dead", "node_busy", "pull_spent")
 """Reasons that a waiting pull is told at once."""
 
 
@@ -373,7 +393,10 @@ def same(model: Model, expected: JobModel, job: Job) -> None:
         raise Divergence(f"expected and stored of {job.id}: {wrong}\n  {expected}\n  {job}")
 
 
-ALWAYS = ("status", "kind", "source", "priority", "attempt", "failures", "losses", "lost_on", "reason", "finished_at")
+ALWAYS = (
+    *("status", "kind", "source", "priority", "attempt", "failures", "losses", "lost_on", "reason", "finished_at"),
+    *("uncounted", "tried", "late_results", "redrives"),
+)
 WAITING = ("not_before", "waiting", "pending_since")
 RUNNING = ("lease_until", "lease_ms", "started_at", "cancel_at", "sending")
 

@@ -213,6 +213,23 @@ def test_a_sources_jobs_are_leased_in_their_order_whatever_is_pulled(
             assert own == sorted(own)
 
 
+def test_a_source_gives_its_oldest_job_also_after_a_pull_that_could_take_only_one_kind() -> None:
+    lanes = Lanes()
+    a, b, other = lane_name(2, "a", "s", ()), lane_name(2, "b", "s", ()), lane_name(2, "a", "t", ())
+    for name, head in ((a, 5), (b, 9), (other, 20)):
+        lanes.set(name, head)
+    lanes.serve(offer(kinds=("a",)), [a])
+    assert (lanes.turn(ANY, 1), lanes.turn(ANY, 3)) == ([a], [a, b, other])
+
+
+def test_one_pull_takes_all_of_a_sources_short_lanes_in_their_order() -> None:
+    stage = Stage(max_inflight=100)
+    ids = [stage.submit(kind, source="s") for kind in "abababaa"]
+    other = stage.submit("a", source="t")
+    pulled = [job.id for job in stage.pull(limit=9)]
+    assert [id for id in pulled if id != other] == ids
+
+
 def test_sources_that_are_left_out_are_not_looked_at_and_come_back() -> None:
     lanes = Lanes({lane_name(2, "k", source, ()): 1 for source in "ab"})
     lanes.bench("a")

@@ -12,7 +12,7 @@ from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.purge import Purge
 from sheratan_hub.rules.redrive import Redrive, Redriven
 from sheratan_hub.rules.submit import Submit
-from sheratan_hub.rules.sweep import SweepJobs
+from sheratan_hub.rules.sweep import ClampDelays, SweepJobs
 from tests.rules.stage import LEASE_MS, Stage
 
 
@@ -236,3 +236,16 @@ def test_a_purge_cancels_what_waits_and_leaves_the_rest_alone() -> None:
     assert stage.do(Purge(waits)).status == "cancelled"
     assert [event.event for event in stage.events].count("job.cancelled") == 1
     assert refused(stage, Purge("none")) == Code.JOB_NOT_FOUND
+
+
+def test_a_redrive_with_a_delay_waits_for_it_whatever_an_older_delay_was() -> None:
+    stage = Stage()
+    stage.submit(max_retries=1)
+    stage.do(failed(stage.lease(), retry_after_ms=1000))
+    stage.now += 1000
+    stage.do(SweepJobs("wait"))
+    job = stage.lease()
+    stage.do(failed(job))
+    stage.do(Redrive(job.id, delay_ms=60_000))
+    stage.do(ClampDelays((job.id,)))
+    assert stage.job(job.id).not_before == stage.now + 60_000
