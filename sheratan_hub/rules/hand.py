@@ -147,7 +147,7 @@ class Hand:
             got, piece = got + asked, 2 * piece
 
     def _next(self, lane: str, most: int, got: int = 0) -> list[Row]:
-        """Up to `most` rows of the lane that neither this pull nor another has, after `got`; if there is none it is done."""
+        """Up to `most` rows of the lane that neither this pull nor another has; if there is none it is done with."""
         begun = self._from.get(lane, 0) + got
         rows = self._view.ready(lane, begun + most)[begun:]
         if not rows and not got:

@@ -492,6 +492,8 @@ class Model:
             lease = job.lease
         said = (one.ok, one.result, one.error)
         if lease is not None and lease in job.ended:  # 3
+            if job.ended[lease].said == ("released",):
+                raise No("lease_superseded")
             if job.ended[lease].said != said:
                 raise No("result_conflict")
             return self._finished(job.id, job.ended[lease], outcome)
