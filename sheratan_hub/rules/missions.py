@@ -81,18 +81,19 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
     def decide(self, view: View) -> Decision:
         """Refused as the first job is that cannot be made, and with `idempotency_key_collision`."""
         held = view.row(*_key_of(self.key)) if self.key is not None else None
-        if held is not None and self.key is not None:
-            return self._again(view, _decode_key(held.doc), self.key)
+        if held is not None and self.key is not None and _lasts(view, known := _decode_key(held.doc)):
+            return self._again(view, known, self.key)
         made = self.graph.decide(view)
-        new = (self.mission.row, *made.new)
+        new, put = (self.mission.row, *made.new), made.put
         if self.key is not None:
             ids = tuple(one.job.id for one in made.answer)
             doc = MissionKey(self.mission.id, self.payload_sha256, ids)
-            new += (Row("mission_key", key_id(self.key), _encode(doc)),)
+            row = Row("mission_key", key_id(self.key), _encode(doc))
+            new, put = (new, (*put, row)) if held is not None else ((*new, row), put)
         meta = {"mission_id": self.mission.id, "jobs": len(made.answer)}
         event = Event(view.now, "mission.submitted", "client", meta=meta)
         answer = Made(self.mission.id, made.answer)
-        return Decision(answer, new=new, put=made.put, events=(event, *made.events), notes=made.notes)
+        return Decision(answer, new=new, put=put, events=(event, *made.events), notes=made.notes)
 
     def _again(self, view: View, doc: MissionKey, key: str) -> Decision:
         if doc.payload_sha256 != self.payload_sha256:
@@ -101,13 +102,20 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
                 f"this idempotency key already belongs to mission {doc.mission_id}, which has another payload",
                 detail={"key": key_hint(key)},
             )
-        missing = {job_key(id) for id in doc.job_ids if not view.has("job", id)}
-        if missing:
-            raise Need(Wants(look=missing))
         rows = [(id, view.look("job", id)) for id in doc.job_ids]
         jobs = tuple(Submitted(job_of(row), dedup=True) if row is not None else _pruned(id) for id, row in rows)
         note = Event(view.now, "key.hit", "client", meta={"key": key_hint(key)})
         return Decision(Made(doc.mission_id, jobs, dedup=True), notes=(note,))
+
+
+def _lasts(view: View, doc: MissionKey) -> bool:
+    """Whether the key still names its mission: until the last job's end, and for the key's time after it (rule 8)."""
+    missing = {job_key(id) for id in doc.job_ids if not view.has("job", id)}
+    if missing:
+        raise Need(Wants(look=missing))
+    jobs = [job_of(row) for id in doc.job_ids if (row := view.look("job", id)) is not None]
+    oldest = view.now - view.scene.limits.key_ttl_ms
+    return not doc.job_ids or any(not job.finished or job.finished_at > oldest for job in jobs)
 
 
 class RedriveMember(msgspec.Struct, frozen=True, gc=False):

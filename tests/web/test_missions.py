@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from sheratan_hub.clock import VirtualClock
+from sheratan_hub.config import IdempotencySettings
 from tests.conftest import MakeSite, Site
 
 GRAPH = [
@@ -99,6 +101,22 @@ async def test_a_repeated_mission_is_the_same_one(site: Site):
     status, no = await site.data("POST", "/api/missions", {"title": "Other", "jobs": GRAPH, "idempotency_key": "k"})
     assert (status, no["code"]) == (409, "idempotency_key_collision")
     assert (await site.stored())[0]["job:pending"] == 3
+
+
+async def test_a_missions_key_lasts_for_its_time_after_the_last_jobs_end(make_site: MakeSite):
+    clock = VirtualClock()
+    site = await make_site(clock=clock, idempotency=IdempotencySettings(ttl_seconds=100))
+    first = await begin(site, [{"kind": "a"}], idempotency_key="k")
+    await clock.advance(200_000)
+    body = {"title": "Survey", "jobs": [{"kind": "a"}], "idempotency_key": "k"}
+    assert (await site.data("POST", "/api/missions", body))[1]["dedup"] is True, "it has not ended"
+    await run_one(site)
+    await clock.advance(99_000)
+    assert (await site.data("POST", "/api/missions", body))[1]["mission_id"] == first["mission_id"]
+    await clock.advance(2_000)
+    status, again = await site.data("POST", "/api/missions", body)
+    assert (status, again["dedup"], again["mission_id"] == first["mission_id"]) == (201, False, False)
+    assert (await site.data("POST", "/api/missions", body))[1]["mission_id"] == again["mission_id"]
 
 
 async def test_missions_are_listed_newest_first_by_cursor(site: Site):

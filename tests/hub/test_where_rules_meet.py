@@ -1,0 +1,105 @@
+"""What went wrong where two rules meet: wakes and throttling, pulls over many kinds, redrives, prunes, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.hub import Hub
+from sheratan_hub.rules.command import Limits, Rate
+from sheratan_hub.rules.finish import Cancel, Finish
+from sheratan_hub.rules.limits import Taken, pay
+from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.rules.redrive import Redrive
+from sheratan_hub.rules.submit import Submit
+from sheratan_hub.storage import open_store
+from sheratan_hub.upkeep import sweep
+
+MakeHub = Callable[..., Awaitable[Hub]]
+
+
+def pull(
+    hub: Hub, node: str, limit: int = 1, wait_ms: int = 0, kinds: frozenset[str] = frozenset()
+) -> asyncio.Task[Pulled]:
+    command = Pull(node, hub.clock.secret(), limit, capabilities=frozenset(), kinds=kinds)
+    return asyncio.create_task(hub.pull(command, wait_ms))
+
+
+async def test_a_lease_that_ends_wakes_one_who_can_use_it_past_one_who_is_throttled(make_hub: MakeHub) -> None:
+    a, b = frozenset({"a"}), frozenset({"b"})
+    hub = await make_hub(Limits(max_inflight=2, rates={"s": Rate(0, 1)}))
+    await hub.execute(Submit("s1", "a", source="s"))
+    await hub.execute(Submit("x1", "x"))
+    await pull(hub, "n1", kinds=a)
+    (held,) = (await pull(hub, "n2", kinds=frozenset({"x"}))).jobs
+    await hub.execute(Submit("s2", "a", source="s"))
+    await hub.execute(Submit("b1", "b"))
+    throttled = pull(hub, "na", wait_ms=30_000, kinds=a)
+    await settle()
+    able = pull(hub, "nb", wait_ms=30_000, kinds=b)
+    await settle()
+    await hub.execute(Finish(held.id, True, held.lease_id))
+    await settle()
+    assert [job.id for job in (await able).jobs] == ["b1"]
+    throttled.cancel()
+
+
+async def test_pulls_over_hundreds_of_kinds_share_their_looks(make_hub: MakeHub) -> None:
+    hub = await make_hub(Limits(max_depth=10_000, max_inflight=10_000))
+    await hub.execute_many([Submit(f"j{n:04d}", f"kind{n}") for n in range(500)])
+    got = await asyncio.gather(*(pull(hub, f"n{n}", 100) for n in range(4)))
+    assert [len(one.jobs) for one in got] == [100] * 4
+    assert len({job.id for one in got for job in one.jobs}) == 400
+
+
+async def test_pulls_over_hundreds_of_limited_sources_share_their_looks(make_hub: MakeHub) -> None:
+    sources = {f"s{n}": Rate(0, 5) for n in range(400)}
+    hub = await make_hub(Limits(max_depth=10_000, max_inflight=10_000, rates=sources))
+    await hub.execute_many([Submit(f"j{n:04d}", "k", source=f"s{n}") for n in range(400)])
+    got = await asyncio.gather(*(pull(hub, f"n{n}", 100) for n in range(4)))
+    assert [len(one.jobs) for one in got] == [100] * 4
+
+
+async def test_a_redrive_spread_over_time_stays_so_over_a_restart(make_hub: MakeHub, clock: VirtualClock) -> None:
+    store = open_store("memory://", clock)
+    await store.open()
+    hub = await make_hub(Limits(backoff_base_ms=1000), store)
+    await hub.execute(Submit("j", "k", max_retries=1))
+    for _ in range(2):
+        await clock.advance(5000)
+        await sweep(hub)
+        (job,) = (await pull(hub, "n")).jobs
+        await hub.execute(Finish("j", False, job.lease_id))
+    await hub.execute(Redrive("j", 3_600_000, "operator"))
+    planned = (await hub.job("j")).not_before
+    again = await make_hub(Limits(), store)
+    await sweep(again)
+    assert (await again.job("j")).not_before == planned
+
+
+async def test_a_parent_outlives_a_child_that_may_be_redriven(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(Limits(cancelled_kept_ms=10_000, key_ttl_ms=20_000))
+    await hub.execute(Submit("p", "k"))
+    await hub.execute(Submit("c", "k", depends_on=("p",), key="x", payload_sha256="s"))
+    await hub.execute(Cancel("p"))
+    for _ in range(3):
+        await sweep(hub)
+    await clock.advance(11_000)
+    for _ in range(4):
+        await hub.keeping.prune()
+    await hub.execute(Redrive("c"))
+    await hub.execute(Redrive("p"))
+    for _ in range(3):
+        await sweep(hub)
+    for _ in range(2):
+        (job,) = (await pull(hub, "n")).jobs
+        await hub.execute(Finish(job.id, True, job.lease_id))
+        await sweep(hub)
+    assert (await hub.job("c")).status == "completed"
+
+
+def test_a_clock_set_back_closes_a_limited_source_for_a_minute_at_most() -> None:
+    now = 10_000_000
+    taken, quota = pay(Taken((now + 3_600_000) * 1000), Rate(10, 5), now)
+    assert taken is not None or quota.next_in_ms <= 60_000
