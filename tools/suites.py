@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Timer
 from time import monotonic as now
 
-BUDGETS = {"rules": 20, "stores": 80, "hub": 45, "model": 120, "web": 120, "world": 40, "e2e": 180}
+BUDGETS = {"rules": 40, "stores": 80, "hub": 60, "model": 120, "web": 120, "world": 40, "e2e": 180}
 """Seconds a suite may take on two cores: two to three times what it takes on a machine that does nothing else."""
 
 AT_ONCE = 2
