@@ -84,6 +84,7 @@ async def _world(hub: Hub, job: Job) -> World:
         running,
         hub.lease_ends_at or 0,
         parents,
+        hub.judge,
     )
 
 

@@ -20,6 +20,8 @@ from sheratan_hub.rules.lanes import Offer, suits
 from sheratan_hub.rules.limits import rate_of
 from sheratan_hub.rules.nodes import Node, state_of
 from sheratan_hub.rules.pauses import NONE, Pause, Pauses
+from sheratan_hub.rules.policies import node_ask
+from sheratan_hub.rules.policy import Judge, Verdict
 
 
 def node_stop(node: Node | None, leases: int, now: int, limits: Limits, started_at: int) -> str | None:
@@ -89,6 +91,7 @@ class World(msgspec.Struct, frozen=True):
     running: int = 0
     frees_at: int = 0
     parents: dict[str, Any] = {}
+    judge: Judge = Judge()
 
 
 def stops(job: Job, world: World) -> list[Stop]:
@@ -147,7 +150,15 @@ def _ended(job: Job) -> dict[str, Any]:
     }
 
 
-def stops_here(job: Job, node: Node | None, offer: Offer, leases: int, world: World) -> list[Stop]:
+def policy_stop(judge: Judge, node_id: str, node: Node | None, kind: str, source: str) -> Verdict | None:
+    """What of the active policy keeps such a job from this node."""
+    if judge.trivial:
+        return None
+    verdict = judge.decide(node_ask("pull", node_id, node, kind, source))
+    return None if verdict.allowed else verdict
+
+
+def stops_here(job: Job, node: Node | None, offer: Offer, leases: int, world: World, node_id: str = "") -> list[Stop]:
     """Why this node, with this offer and so many live leases, cannot lease the job though somebody may."""
     found: list[Stop] = []
     stop = node_stop(node, leases, world.now, world.limits, world.started_at)
@@ -158,6 +169,9 @@ def stops_here(job: Job, node: Node | None, offer: Offer, leases: int, world: Wo
             found.append(Stop("not_capable", detail={"lacking": lacking}))
         if offer.kinds and job.kind not in offer.kinds:
             found.append(Stop("kind_not_asked", detail={"kind": job.kind, "asked": sorted(offer.kinds)}))
+    verdict = policy_stop(world.judge, node_id or (node.id if node else ""), node, job.kind, job.source)
+    if verdict is not None:
+        found.append(Stop("policy_denied", detail={"version": world.judge.version, "by": verdict.by}))
     return found
 
 

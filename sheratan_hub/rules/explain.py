@@ -92,7 +92,7 @@ def explain(
 def _told(job: Job, seen: Seen, world: World) -> Told:
     heartbeat = Offer(frozenset(seen.node.capabilities if seen.node else ()), frozenset())
     offers = seen.offers or (heartbeat,)
-    each = [stops_here(job, seen.node, offer, seen.leases, world) for offer in offers]
+    each = [stops_here(job, seen.node, offer, seen.leases, world, seen.node_id) for offer in offers]
     state = state_of(seen.node, world.now, world.limits, world.started_at) if seen.node is not None else None
     capable = any(suits(job.kind, job.needs, offer) for offer in offers)
     return Told(seen.node_id, state, seen.leases, len(seen.offers), capable, min(each, key=len))
@@ -192,6 +192,7 @@ TEXTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "node_draining": _of_node("draining"),
     "node_busy": _of_node("busy"),
     "node_full": _of_node("full"),
+    "policy_denied": "The active policy keeps it from the node.",
     "not_capable": lambda said: f"The node does not offer {', '.join(said['lacking'])}.",
     "kind_not_asked": "The node's waiting pulls do not ask for kind {kind}.",
     "waits_its_turn": "Nothing stops it: it waits for a pull of one of {free_nodes} free nodes, and for its turn.",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Need, Refused, Scene, Served
-from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop
+from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop, policy_stop
 from sheratan_hub.rules.hand import Hand
 from sheratan_hub.rules.jobs import Job, job_event, job_of
 from sheratan_hub.rules.lanes import Offer, read_lane
@@ -194,11 +194,10 @@ def bars_of(node_id: str, node: Node | None, judge: Judge) -> Callable[[str], bo
     """Tells of a lane whether the policy keeps its jobs from this node; None: it keeps none."""
     if judge.trivial:
         return None
-    ask = node_ask("pull", node_id, node)
 
     def bars(name: str) -> bool:
         lane = read_lane(name)
-        return not judge.decide(ask._replace(kind=lane.kind, source=lane.source or None)).allowed
+        return policy_stop(judge, node_id, node, lane.kind, lane.source) is not None
 
     return bars
 

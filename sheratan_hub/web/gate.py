@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from sheratan_hub.rules.access import TOKEN_RIGHTS, Right
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.policies import refuse_denied
+from sheratan_hub.rules.policy import Ask
 from sheratan_hub.web.binding import bind, speaks_for
 
 if TYPE_CHECKING:
@@ -29,8 +31,11 @@ def authorize(call: Call, right: Right) -> None:
                 call.report("token.retired_used")
             raise
         services.metrics.accepted(SLOTS[holder.slot])
-    if right == "admin" and not call.is_local:
-        raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
+    if right == "admin":
+        judge = call.hub.judge
+        if judge.policy.gates.admin_from_loopback and not call.is_local:
+            raise Refused(Code.LOOPBACK_ONLY, "this is answered to the hub's own machine only")
+        refuse_denied(judge, Ask("admin"))
     if right == "local" and call.plane == "data" and not call.is_local:
         raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
 

@@ -196,6 +196,27 @@ async def test_what_happens_to_policies_is_audited(site: Site) -> None:
     assert (lines["POLICY_DENY"]["reason"], lines["POLICY_DENY"]["detail"]["version"]) == ("rule 1", "1")
 
 
+async def test_admin_routes_obey_the_policy_and_its_gate(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await obey(site, {"rules": [rule("deny", actions=["admin"])]})
+    denied(await site.data("GET", "/admin/queue"))
+    assert (await activate(site, 0))[0] == 200, "policies are no admin action"
+    assert (await site.data("GET", "/admin/queue"))[0] == 200
+    monkeypatch.setattr("sheratan_hub.web.plane.is_loopback", lambda address: False)
+    assert (await site.data("GET", "/admin/queue"))[1]["code"] == "loopback_only"
+    await obey(site, {"gates": {"admin_from_loopback": False}})
+    assert (await site.data("GET", "/admin/queue"))[0] == 200
+
+
+async def test_explain_names_the_policy_that_keeps_a_job_from_a_node(site: Site) -> None:
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "dmz"})
+    job_id = await site.submit("secret.one")
+    version = await obey(site, {"rules": [rule("deny", actions=["pull"], zones=["dmz"], kinds=["secret.*"])]})
+    _, body = await site.data("GET", f"/api/jobs/{job_id}/explain")
+    assert body["runnable"] is False
+    (said,) = body["nodes"]["shown"][0]["reasons"]
+    assert (said["reason"], said["evidence"]) == ("policy_denied", {"version": version, "by": "rule 1"})
+
+
 # Files
 
 
