@@ -21,6 +21,7 @@ from sheratan_hub.cli_jobs import jobs
 from sheratan_hub.cli_missions import missions
 from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
+from sheratan_hub.cli_policies import policies
 from sheratan_hub.cli_queue import limits, queue
 from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
@@ -66,6 +67,7 @@ main.add_command(audit)
 main.add_command(watch)
 main.add_command(tokens)
 main.add_command(access)
+main.add_command(policies)
 jobs.add_command(jobs_explain)
 main.add_command(dlq)
 main.add_command(missions)

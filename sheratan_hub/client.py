@@ -131,9 +131,17 @@ class HubClient(Operating):
         """Read `token_file` again; whether it held another token, which is used from now on."""
         return self._hub.reload_token()
 
-    async def call(self, plane: Plane, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
+    async def call(
+        self,
+        plane: Plane,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         """Any route, by hand: the answer as it stands. The path must be quoted."""
-        return await self._hub.ask(Request(plane, method, path, None if body is None else json_text(body)), dict)
+        text = None if body is None else json_text(body)
+        return await self._hub.ask(Request(plane, method, path, text, headers=headers or {}), dict)
 
     async def submit(
         self,

@@ -90,6 +90,7 @@ class Request(NamedTuple):
     body: bytes | None = None
     query: Mapping[str, str] = {}
     wait_seconds: float = 0
+    headers: Mapping[str, str] = {}
 
 
 class Transport:
@@ -208,7 +209,7 @@ class Transport:
                 URL(url, encoded=True),
                 params=dict(request.query),
                 data=_data(request.body),
-                headers={**self._headers, **(JSON if request.body is not None else {})},
+                headers={**self._headers, **(JSON if request.body is not None else {}), **request.headers},
                 timeout=_timeout(request.wait_seconds + self._answer_seconds),
                 allow_redirects=False,
             ) as response:

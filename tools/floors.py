@@ -49,6 +49,7 @@ FLOORS = {
         "cli_jobs",
         "cli_nodes",
         "cli_output",
+        "cli_policies",
         "cli_target",
         "cli_tokens",
         "watching",

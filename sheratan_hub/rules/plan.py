@@ -53,8 +53,8 @@ def plan(before: Judge, after: Judge, nodes: Sequence[Node], lanes: Iterable[Lan
 
 
 def may_do(judge: Judge, ask: Ask) -> str | None:
-    """What denies it, None if it is allowed. A pull counts as denied only if every job is."""
-    verdict = judge.pull(ask) if ask.action == "pull" else judge.decide(ask)
+    """What denies it, None if it is allowed. Pulls and results count as denied only if those of every job are."""
+    verdict = judge.pull(ask) if ask.action in ("pull", "result") else judge.decide(ask)
     return None if verdict.allowed else verdict.by
 
 

@@ -115,7 +115,7 @@ class Judge:
         return known
 
     def pull(self, ask: Ask) -> Verdict:
-        """Whether a node may pull at all: denied only if every job is. Which jobs it may have is `decide`'s answer."""
+        """Whether a node may pull (or bring results) at all: denied only if every job is. Which, `decide` says."""
         return self._closed(ask) or self._any_job(ask)
 
     def _first(self, ask: Ask) -> Verdict:

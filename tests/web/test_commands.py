@@ -106,7 +106,8 @@ async def test_a_mission_is_submitted_from_a_file_shown_cancelled_and_redriven(
     hub: Site, say: Say, tmp_path: Path
 ) -> None:
     file = tmp_path / "mission.json"
-    (example,) = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (example,) = (one for one in examples if "nightly report" in one)
     file.write_text(example)
     done = await say("missions", "submit", str(file))
     mission_id, _, *rows = done.stdout.splitlines()
@@ -268,3 +269,32 @@ async def test_the_dependency_of_the_readme_works_as_printed(hub: Site, say: Say
     assert await asyncio.wait_for(shell.wait(), 30) == 0
     first, second = await told(say, "jobs", "list")
     assert [first["depends_on_left"], second["depends_on_left"]] == [0, 1]
+
+
+# Policies
+
+
+async def test_a_policy_is_tried_kept_put_in_force_and_compared(hub: Site, say: Say, tmp_path: Path) -> None:
+    text = next(block for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL) if "the DMZ" in block)
+    file = tmp_path / "policy.json"
+    file.write_text(text)
+    await hub.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "dmz"})
+    await hub.submit("other")
+    plan = await told(say, "policies", "plan", str(file))
+    assert (plan["nodes"], plan["stranded_jobs"]) == ([], 1), "it may still render"
+    assert "1 waiting jobs would have nobody" in (await say("policies", "plan", str(file))).stderr
+    assert (await told(say, "policies", "create", "-", "--note", "first", stdin=text))["version"] == 1
+    await told(say, "policies", "create", str(file))
+    assert (await say("policies", "activate", "1", "--active", "7")).exit_code == 1
+    assert (await told(say, "policies", "activate", "1", "--active", "0"))["version"] == 1
+    assert [one["active"] for one in await told(say, "policies", "list")] == [True, False]
+    assert (await told(say, "policies", "show", "1"))["note"] == "first"
+    assert (await say("policies", "diff", "1", "2")).stdout.strip() == ""
+    assert (await told(say, "policies", "activate", "0"))["version"] == 0
+
+
+async def test_what_is_no_policy_is_refused_with_a_sentence(say: Say) -> None:
+    assert "is not JSON" in (await say("policies", "create", "-", stdin="{")).stderr
+    assert "rules" in (await say("policies", "create", "-", stdin='{"rules": 5}')).stderr
+    assert (await say("policies", "plan")).exit_code == 2
+    assert (await say("policies", "show", "9")).exit_code == 1
