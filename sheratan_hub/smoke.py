@@ -448,6 +448,52 @@ async def _depth(hub: Target) -> None:
             await hub.data(f"/api/jobs/{one['job_id']}/cancel", {})
 
 
+@check("access: a scoped token may do what its role may, until it is revoked")
+async def _access(hub: Target) -> None:
+    answer = await hub.ask("control", "POST", "/api/access", {"role": "viewer", "expires_in_seconds": 600})
+    expect(answer.status == 201, f"making one gave {answer.status}: {answer.body}")
+    headers = {"Authorization": f"Bearer {answer.body['token']}"}
+    seen = await hub.ask("data", "GET", "/api/jobs?limit=1", headers=headers)
+    expect(seen.status == 200, f"looking gave {seen.status}")
+    no = await hub.ask("data", "POST", "/api/jobs", {"kind": hub.name}, headers=headers)
+    expect((no.status, no.body.get("code")) == (403, "forbidden_role"), f"submitting gave {no.status}")
+    await hub.ask("control", "DELETE", f"/api/access/{answer.body['access_id']}")
+    gone = await hub.ask("data", "GET", "/api/jobs?limit=1", headers=headers)
+    expect(gone.status == 403, f"the revoked one gave {gone.status}")
+
+
+@check("policy: a draft is tried without effect")
+async def _plan(hub: Target) -> None:
+    draft = {"rules": [{"effect": "deny", "actions": ["submit"], "kinds": [hub.name]}]}
+    told = await hub.ask("control", "POST", "/api/policies/plan", {"policy": draft})
+    expect(told.status == 200 and "nodes" in told.body, f"it gave {told.status}: {told.body}")
+    await hub.submit()
+    await hub.finish(await hub.lease())
+
+
+@check("policy: what the active one denies is 403 policy_denied, and version 0 allows it again")
+async def _policy(hub: Target) -> None:
+    if not hub.own:
+        raise NotHere("the policy of a hub in use is not changed")
+    draft = {"rules": [{"effect": "deny", "actions": ["submit"], "kinds": [hub.name]}]}
+    made = await hub.ask("control", "POST", "/api/policies", {"policy": draft})
+    headers = {"Authorization": f"Bearer {hub.token}", "If-Match": '"0"'}
+    path = f"/api/policies/{made.body['version']}/activate"
+    done = await hub.ask("control", "POST", path, headers=headers)
+    expect(done.status == 200, f"activation gave {done.status}: {done.body}")
+    no = await hub.ask("data", "POST", "/api/jobs", {"kind": hub.name})
+    headers["If-Match"] = "*"
+    back = await hub.ask("control", "POST", "/api/policies/0/activate", headers=headers)
+    expect((no.status, no.body.get("code")) == (403, "policy_denied"), f"it gave {no.status}: {no.body}")
+    expect(back.status == 200, f"going back gave {back.status}")
+
+
+@check("audit: the chain of the log holds")
+async def _audit(hub: Target) -> None:
+    told = await hub.ask("control", "GET", "/api/audit?limit=1")
+    expect(told.status == 200 and told.body["chain"]["ok"] is True, f"it gave {told.status}: {told.body}")
+
+
 @check("errors: hostile bodies are 400 as problem+json")
 async def _hostile(hub: Target) -> None:
     headers = {"Authorization": f"Bearer {hub.token}"}
