@@ -20,9 +20,9 @@ from itertools import count
 from sheratan_stores import sqlite
 
 numbers = count(1)
-sqlite.commit = lambda db: db.execute("COMMIT" if next(numbers) % 40 else "ROLLBACK")
+sqlite.commit = lambda db: db.execute("COMMIT" if next(numbers) % 15 else "ROLLBACK")
 """
-"""A SQLite store that says of every 40th transaction that it was saved, and forgets it."""
+"""A SQLite store that says of every 15th transaction that it was saved, and forgets it."""
 
 
 def start(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.Popen[str]:
