@@ -62,6 +62,7 @@ class Committer:
         self.lanes = Lanes()
         self.standing = Standing(limits)
         self.judge = Judge()
+        self._judge_is_old = False
         self.started_at = 0
         self._first_order = 0
         self.failing = False
@@ -78,6 +79,12 @@ class Committer:
         active = pointer_of(next(iter(await self._store.fetch([POINTER])), None)).active
         rows = await self._store.fetch([Key("policy", version_id(active))]) if active else []
         return judge_of(snapshot_of(rows[0]) if rows else None)
+
+    async def _renew_judge(self) -> None:
+        """Take the policy that was activated; nothing more is decided by the old one, even if this fails at first."""
+        if self._judge_is_old:
+            self.judge = await self._active_judge()
+            self._judge_is_old = False
 
     @property
     def waiting(self) -> int:
@@ -190,6 +197,7 @@ class Committer:
 
     async def _transact(self, batch: list[Item], guests: list[Item] | None) -> tuple[Committed, View]:
         """Decide the batch and whoever waits for what it makes (`guests` are filled in; None: nobody), and save."""
+        await self._renew_judge()
         scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order, self.judge)
         view = View(scene)
         async with self._store.begin() as tx:
@@ -215,7 +223,7 @@ class Committer:
         return await decide(guests, tx, view, self._memo)
 
     async def _learn(self, view: View, changes: Changes) -> None:
-        """Keep the directory of lanes in step with what was committed."""
+        """Keep the active policy and the directory of lanes in step with what was committed."""
         self._first_order = view.next_order()
         self._memo.learn(view, changes)
         for lane, head in view.heads().items():
@@ -224,7 +232,8 @@ class Committer:
             if row.lane is not None:
                 self.lanes.joined_by(row.lane, row.order)
             if row.kind == POINTER.kind:
-                self.judge = await self._active_judge()
+                self._judge_is_old = True
         for lane in view.left | set(self.lanes.doubtful()):
             self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
         self.standing.learn(view, changes, self.lanes)
+        await self._renew_judge()

@@ -152,7 +152,7 @@ class _Test:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self._nodes, self._zones, self._capabilities, self._kinds, self._sources = (
-            None if patterns is None else re.compile("|".join(map(_pattern, patterns))).fullmatch
+            None if patterns is None else re.compile("|".join(map(_pattern, patterns)), re.DOTALL).fullmatch
             for patterns in (rule.nodes, rule.zones, rule.capabilities, rule.kinds, rule.sources)
         )
 

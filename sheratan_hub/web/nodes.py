@@ -15,6 +15,7 @@ from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.drain import Accept, Drain, Resume
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.silence import FLEET, Fleet, fleet_of
+from sheratan_hub.web import forms
 from sheratan_hub.web.forms import LAST_MOMENT_MS, Form
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import claim_answer, node_answer, reply
@@ -32,9 +33,7 @@ async def drain(call: Call) -> web.StreamResponse:
     form: DrainForm = call.form
     if form.seconds is not None and form.until is not None:
         raise Refused(Code.INVALID_FIELD, "give seconds or until, not both - at `$.until`")
-    until = None if form.until is None else moment_ms(form.until)
-    if form.until is not None and until is None:
-        raise Refused(Code.INVALID_FIELD, "until must be an RFC 3339 time with a zone - at `$.until`")
+    until = None if form.until is None else forms.moment_ms("until", form.until)
     in_ms = None if form.seconds is None else round(form.seconds * 1000)
     return await _done(call, Drain(call.params["id"], in_ms, until))
 

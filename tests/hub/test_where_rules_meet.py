@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
-from sheratan_hub.rules.command import Limits, Rate
+from sheratan_hub.rules.command import Code, Limits, Rate, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.limits import Taken, pay
+from sheratan_hub.rules.policies import POINTER, ActivatePolicy, CreatePolicy
+from sheratan_hub.rules.policy import Policy
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit
-from sheratan_hub.storage import open_store
+from sheratan_hub.storage import Key, Row, StoreDown, open_store
 from sheratan_hub.upkeep import sweep
 
 MakeHub = Callable[..., Awaitable[Hub]]
@@ -97,6 +101,27 @@ async def test_a_parent_outlives_a_child_that_may_be_redriven(make_hub: MakeHub,
         await hub.execute(Finish(job.id, True, job.lease_id))
         await sweep(hub)
     assert (await hub.job("c")).status == "completed"
+
+
+async def test_a_policy_is_obeyed_although_it_could_not_be_read_when_it_was_activated(
+    make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = await make_hub(Limits())
+    await hub.execute(CreatePolicy(Policy("deny")))
+    fetch, failures = hub.store.fetch, [1]
+
+    async def failing(keys: Sequence[Key]) -> list[Row]:
+        if POINTER in keys and failures:
+            failures.pop()
+            raise StoreDown("gone for a moment")
+        return await fetch(keys)
+
+    monkeypatch.setattr(hub.store, "fetch", failing)
+    await hub.execute(ActivatePolicy(1, 0))
+    assert not failures
+    with pytest.raises(Refused) as no:
+        await hub.execute(Submit("j", "k"))
+    assert no.value.code is Code.POLICY_DENIED
 
 
 def test_a_clock_set_back_closes_a_limited_source_for_a_minute_at_most() -> None:

@@ -39,6 +39,7 @@ def test_what_no_rule_is_about_gets_the_default():
         ({"kinds": ("render.*",)}, Ask("submit", kind="render.frame"), True),
         ({"kinds": ("render.*",)}, Ask("submit", kind="xrender.frame"), False),
         ({"kinds": ("a.b",)}, Ask("submit", kind="axb"), False),
+        ({"kinds": ("secret.*",)}, Ask("submit", kind="secret.\nx"), True),
         ({"kinds": ("*",)}, Ask("submit"), False),
         ({"sources": ("s", "t")}, Ask("submit", source="t"), True),
         ({"nodes": ("n*",)}, Ask("submit"), False),
