@@ -384,9 +384,8 @@ WORTH_WAITING = ("no_job", "inflight_limit", "node_full", "paused", "throttled")
 """Reasons that a long poll waits on; any other is told at once."""
 
 
-KEPT = ("attestation:", "job:", "key", "node", "read")
-"""How the facets begin that are told together; `node` finds `nodes:` too, `read` finds `ready:`. Those of single nodes, sources and missions
-grow without bound."""
+KEPT = ("attestation:", "job:", "key", "node:", "read")
+"""How the facets begin that are told together; those of single nodes, sources and missions grow without bound."""
 
 FREES_MIN_MS, FREES_MAX_MS = 100, 1000
 """The bounds of how long a pull is asked to wait for a lease to end; the sweep sees a second ahead."""
