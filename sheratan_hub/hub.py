@@ -53,7 +53,7 @@ class Hub:
         self.store, self.clock, self.limits = store, clock, limits or Limits()
         self.waiting = Waiting()
         self.ready = False
-        self.max_polls = max_polls
+        self.max_polls, self.max_waiting = max_polls, max_waiting
         self._observers: list[Observer] = []
         self._undelivered: list[Command] = []
         self.delays_after: str | None = ""
