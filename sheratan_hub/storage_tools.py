@@ -147,7 +147,7 @@ def tools_of(store: Store, *needed: str) -> Tools:
     lacking = [name for name in needed or MEMBERS if not callable(getattr(store, name, None))]
     if lacking:
         raise StoreRefused(
-            f"{type(store).__name__} does not offer this: it lacks {', '.join(lacking)} (stores/STORES.md, \"Tools\")"
+            f'{type(store).__name__} does not offer this: it lacks {", ".join(lacking)} (stores/STORES.md, "Tools")'
         )
     return cast(Tools, store)
 
