@@ -222,14 +222,19 @@ def impossible(job: Job) -> str | None:
     return None
 
 
+def holds_key(job: Job) -> bool:
+    """Whether an idempotency key must name this job; one that was redriven may have lost its own (rule 8)."""
+    return job.key is not None and not job.finished and not job.redrives
+
+
 # What each kind must have beside it
 
 
 def _beside(row: Row, doc: Any) -> Iterator[Key]:
     if isinstance(doc, Job):
         yield from (key for key, says in _rows_of(doc) if says)
-        if doc.key is not None and not doc.finished:
-            yield Key("key", doc.key)
+        if holds_key(doc):
+            yield Key("key", doc.key or "")
     elif row.kind in OF_A_JOB:
         yield job_key(row.id)
     elif row.kind == "key":
@@ -262,8 +267,8 @@ def _job(row: Row, job: Job, beside: Beside) -> Iterator[Problem]:
         if says and key not in beside:
             code = "params_lost" if key.kind == "params" else "beside_lost"
             yield _problem(code, row, f"its row of kind {key.kind} is missing")
-    if job.key is not None and not job.finished:
-        held = beside.get(Key("key", job.key))
+    if holds_key(job):
+        held = beside.get(Key("key", job.key or ""))
         doc = _read(held) if held is not None else None
         if doc is None or doc.job_id != job.id:
             yield _problem("key_lost", row, "its idempotency key is missing, or names another job")

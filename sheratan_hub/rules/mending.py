@@ -16,7 +16,7 @@ from sheratan_hub.canonical import payload_sha256
 from sheratan_hub.rules import stored
 from sheratan_hub.rules.attempts import attempts_of
 from sheratan_hub.rules.command import Event
-from sheratan_hub.rules.consistency import OF_A_JOB, impossible
+from sheratan_hub.rules.consistency import OF_A_JOB, holds_key, impossible
 from sheratan_hub.rules.edges import edge, failed_of
 from sheratan_hub.rules.evidence import evidence_of
 from sheratan_hub.rules.jobs import Job, job_key
@@ -196,7 +196,7 @@ class Found:
             job = job.with_(late_results=said)
         if job.resuming and Key("resume", job.id) not in beside:
             job = job.with_(resuming=False)
-        held = beside.get(Key("key", job.key)) if job.key is not None and not job.finished else None
+        held = beside.get(Key("key", job.key)) if job.key is not None and holds_key(job) else None
         named = read(held) if held is not None else None
         return job.with_(key=None) if named is not None and named.job_id != job.id else job
 
@@ -219,7 +219,7 @@ class Found:
 
     def _key(self, job: Job, beside: Beside) -> tuple[Row, ...]:
         """The row of its idempotency key, if that is lost: nobody may make the same job again."""
-        if job.key is None or job.finished:
+        if job.key is None or not holds_key(job):
             return ()
         held = beside.get(Key("key", job.key))
         if held is not None and read(held) is not None:
