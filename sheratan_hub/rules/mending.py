@@ -164,7 +164,8 @@ class Found:
             return self._job(doc.job_id, beside) is not None
         if row.kind == "link":
             return self._job(child_of_link(row), beside) is not None
-        return row.kind != "mission_key" or mission_key(doc.mission_id) in beside
+        mission = beside.get(mission_key(doc.mission_id)) if row.kind == "mission_key" else row
+        return mission is not None and read(mission) is not None
 
     def _mended_job(self, row: Row, job: Job, beside: Beside) -> Mended:
         if row.id in self.dead:
