@@ -236,7 +236,7 @@ class FileStore(FileTools):
         """Begin a new segment and take a snapshot for all before it, now. Raises OSError, `StoreDown`."""
         async with self._transaction:
             self._check()
-            await self._log.turn()
+            await self._log.turn(self._first_bytes)
             self._number = self._log.number
             totals = Totals(FORMAT, self._number, self._seq, self._events.pruned, dict(self._state.counts))
             self._snapshot_bytes = await compact(self.folder, self._state, totals, self._sync)

@@ -23,6 +23,9 @@ from sheratan_stores.sqlite_rows import FIELDS, row_of
 
 T = TypeVar("T")
 
+STILL = "mode=ro&immutable=1"
+"""How a file is opened that nobody has open and whose log is folded in."""
+
 FOUND_MAX = 100
 """So much damage is named at most."""
 
@@ -57,7 +60,7 @@ def mode_for(path: Path, holder: str) -> str:
     if holder:
         return "mode=ro"
     if not has_log(path):
-        return "immutable=1"
+        return STILL
     index = path.with_name(f"{path.name}-shm")
     return "mode=ro&readonly_shm=1" if index.exists() else "mode=ro"
 
@@ -85,9 +88,9 @@ def reading(path: Path, *, is_open: bool) -> Iterator[SqliteReading]:
     (Closing a file lets go of all locks that a process has on it, SQLite's own among them.)
     """
     holder = held_by(lock_of(path))
-    if not is_open and sqlite_format.look(path, whole=False) == 0:
-        raise StoreRefused(f"there is no store at {path}")
     mode, before = mode_for(path, holder), stamp(path)
+    if not is_open and sqlite_format.look(path, whole=False, mode=mode) == 0:
+        raise StoreRefused(f"there is no store at {path}")
     try:
         with translated(path), closing(connect(path, mode)) as db:
             db.execute("PRAGMA query_only = 1")
@@ -100,7 +103,7 @@ def reading(path: Path, *, is_open: bool) -> Iterator[SqliteReading]:
 
 
 def _still(path: Path, mode: str, before: tuple[object, ...]) -> None:
-    if mode == "immutable=1" and stamp(path) != before:
+    if mode == STILL and stamp(path) != before:
         raise StoreRefused(f"{path} was changed while it was read; try again") from None
 
 

@@ -40,10 +40,10 @@ def salvaging(path: Path, scratch: Path) -> Iterator[Salvage]:
     if holder:
         raise StoreRefused(f"{path} is held by {holder}; a store is repaired while nobody has it open")
     draft = scratch / "salvaged.db"
-    with translated(path), closing(connect(path, mode_for(path, ""))) as source, writing(draft):
+    with translated(path), closing(connect(path, mode_for(path, ""))) as source:
         source.text_factory = bytes
         _ours(source, path)
-        with closing(new_file(draft)) as target:
+        with writing(draft), closing(new_file(draft)) as target:  # reading has its errors translated by itself
             target.execute("BEGIN")
             lost = [*_rows(source, target, path), *_rest(source, target, path)]
             target.execute("COMMIT")

@@ -9,58 +9,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from sheratan_hub.rules.access import Admit
 from sheratan_hub.rules.cascade import SweepCascades
 from sheratan_hub.rules.command import Event
 from sheratan_hub.rules.consistency import NOTES, PROBLEMS, Consistency
 from sheratan_hub.rules.edges import edge
-from sheratan_hub.rules.finish import Cancel, Finish
-from sheratan_hub.rules.graph import Member, plan
+from sheratan_hub.rules.finish import Cancel
 from sheratan_hub.rules.jobs import job_key, job_of
-from sheratan_hub.rules.missions import MakeMission, Mission
-from sheratan_hub.rules.nodes import Beat
-from sheratan_hub.rules.pauses import PauseKind
-from sheratan_hub.rules.policies import ActivatePolicy, CreatePolicy
-from sheratan_hub.rules.policy import Policy
-from sheratan_hub.rules.prune import MarkRead
-from sheratan_hub.rules.submit import Submit, key_id
-from sheratan_hub.rules.tokens import MakeSalt, Said, Settle
+from sheratan_hub.rules.submit import key_id
 from sheratan_hub.storage import Key, Row
 from tests.rules.stage import Stage
-from tests.rules.whole import Rows, put_right, seen, wrong
-
-WAITS, PARENT, KEYED, RUNS, FAILS, DONE = "job-0002", "job-0001", "job-0003", "job-0004", "job-0005", "job-0006"
+from tests.rules.whole import DONE, FAILS, KEYED, PARENT, RUNS, WAITS, Rows, a_bit_of_everything, put_right, seen, wrong
 
 
 @pytest.fixture(scope="module")
 def kept() -> tuple[Rows, dict[str, int]]:
-    """The rows and counters of a hub that has done a bit of everything."""
-    stage = Stage(max_retries=0)
-    graph = plan(
-        [
-            Member("p", Submit(PARENT, "parent")),
-            Member("c", Submit(WAITS, "child", depends_on=("p",), on_dependency_failure="hold")),
-        ],
-        atomic=True,
-    )
-    stage.do(MakeMission(Mission("m1", "title", stage.now), graph, "mission key", "sha"))
-    stage.do(Submit(KEYED, "keyed", b'"' + b"x" * 3000 + b'"', key="k", payload_sha256="sha", source="s"))
-    for id, kind in ((RUNS, "runs"), (FAILS, "fails"), (DONE, "done")):
-        stage.do(Submit(id, kind))
-    stage.do(Beat("n1"))
-    stage.lease(kinds=frozenset({"runs"}), pull_id="p")
-    for kind, ok in (("fails", False), ("done", True)):
-        job = stage.lease(kinds=frozenset({kind}))
-        stage.do(Finish(job.id, ok, job.lease_id, error=b'{"type":"E"}', retry=False))
-    stage.do(MarkRead(((DONE, stage.now),)))
-    stage.do(PauseKind("paused", stage.now + 1000))
-    stage.do(CreatePolicy(Policy()))
-    stage.do(CreatePolicy(Policy(title="second")))
-    stage.do(ActivatePolicy(2, 0))
-    stage.do(MakeSalt("salt"))
-    stage.do(Settle(Said("digest")))
-    stage.do(Admit("a1", "digest", "viewer", 1000))
-    return stage.rows, {facet: n for facet, n in stage.counts.items() if n}
+    return a_bit_of_everything()
 
 
 def test_a_hub_that_has_done_a_bit_of_everything_is_consistent(kept: tuple[Rows, dict[str, int]]) -> None:

@@ -1,14 +1,58 @@
-"""All rows of a store, as a dict, through the check and through repair."""
+"""All rows of a store, as a dict: those of a hub that has done a bit of everything; through the check, and repair."""
 
 from __future__ import annotations
 
 from itertools import groupby
 
+from sheratan_hub.rules.access import Admit
 from sheratan_hub.rules.consistency import PROBLEMS, Consistency, Problem
+from sheratan_hub.rules.finish import Finish
+from sheratan_hub.rules.graph import Member, plan
 from sheratan_hub.rules.mending import Found
+from sheratan_hub.rules.missions import MakeMission, Mission
+from sheratan_hub.rules.nodes import Beat
+from sheratan_hub.rules.pauses import PauseKind
+from sheratan_hub.rules.policies import ActivatePolicy, CreatePolicy
+from sheratan_hub.rules.policy import Policy
+from sheratan_hub.rules.prune import MarkRead
+from sheratan_hub.rules.submit import Submit
+from sheratan_hub.rules.tokens import MakeSalt, Said, Settle
 from sheratan_hub.storage import Key, Row
+from tests.rules.stage import Stage
 
 Rows = dict[Key, Row]
+
+WAITS, PARENT, KEYED, RUNS, FAILS, DONE = "job-0002", "job-0001", "job-0003", "job-0004", "job-0005", "job-0006"
+
+
+def a_bit_of_everything() -> tuple[Rows, dict[str, int]]:
+    """The rows and counters of a hub that has done a bit of everything."""
+    stage = Stage(max_retries=0)
+    graph = plan(
+        [
+            Member("p", Submit(PARENT, "parent")),
+            Member("c", Submit(WAITS, "child", depends_on=("p",), on_dependency_failure="hold")),
+        ],
+        atomic=True,
+    )
+    stage.do(MakeMission(Mission("m1", "title", stage.now), graph, "mission key", "sha"))
+    stage.do(Submit(KEYED, "keyed", b'"' + b"x" * 3000 + b'"', key="k", payload_sha256="sha", source="s"))
+    for id, kind in ((RUNS, "runs"), (FAILS, "fails"), (DONE, "done")):
+        stage.do(Submit(id, kind))
+    stage.do(Beat("n1"))
+    stage.lease(kinds=frozenset({"runs"}), pull_id="p")
+    for kind, ok in (("fails", False), ("done", True)):
+        job = stage.lease(kinds=frozenset({kind}))
+        stage.do(Finish(job.id, ok, job.lease_id, error=b'{"type":"E"}', retry=False))
+    stage.do(MarkRead(((DONE, stage.now),)))
+    stage.do(PauseKind("paused", stage.now + 1000))
+    stage.do(CreatePolicy(Policy()))
+    stage.do(CreatePolicy(Policy(title="second")))
+    stage.do(ActivatePolicy(2, 0))
+    stage.do(MakeSalt("salt"))
+    stage.do(Settle(Said("digest")))
+    stage.do(Admit("a1", "digest", "viewer", 1000))
+    return stage.rows, {facet: n for facet, n in stage.counts.items() if n}
 
 
 def seen(rows: Rows, pieces: int = 3) -> tuple[Consistency, list[Problem]]:
