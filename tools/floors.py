@@ -42,6 +42,7 @@ FLOORS = {
         "store_copy",
         "store_backup",
         "store_repair",
+        "unsaved",
     ),
     3: ("web",),
     4: (
