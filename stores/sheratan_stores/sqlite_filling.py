@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from sheratan_stores import sqlite_format
 from sheratan_stores.file_disk import sync_folder
 from sheratan_stores.sqlite_connection import FULL
 from sheratan_stores.sqlite_reading import connect, log_of, reading
-from sheratan_stores.sqlite_rows import FIELDS, values_of
+from sheratan_stores.sqlite_rows import FIELDS, Record, values_of
 
 T = TypeVar("T")
 
@@ -72,12 +72,12 @@ class SqliteFilling:
 
     async def rows(self, rows: Sequence[Row]) -> None:
         """See `Filling.rows`."""
-        await self._run(lambda: self._db.executemany(INSERT, map(values_of, rows)))
+        await self._many(INSERT, map(values_of, rows))
 
     async def batches(self, batches: Sequence[Batch]) -> None:
         """See `Filling.batches`."""
         records = ((first, len(lines), at, b"\n".join(lines)) for first, at, lines in batches)
-        await self._run(lambda: self._db.executemany("INSERT INTO ledger VALUES (?, ?, ?, ?)", records))
+        await self._many("INSERT INTO ledger VALUES (?, ?, ?, ?)", records)
 
     async def finish(self, seq: int, counts: dict[str, int]) -> None:
         """See `Filling.finish`."""
@@ -104,6 +104,12 @@ class SqliteFilling:
         self._db.close()
         with suppress(OSError):
             self._draft.unlink()
+
+    async def _many(self, statement: str, records: Iterable[Record]) -> None:
+        def run() -> None:  # no cursor leaves its thread: it would be closed in another, while this one goes on
+            self._db.executemany(statement, records)
+
+        await self._run(run)
 
     async def _run(self, function: Callable[[], T]) -> T:
         def run() -> T:
