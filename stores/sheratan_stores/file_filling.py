@@ -44,6 +44,8 @@ def filling(folder: Path) -> Iterator[FileFilling]:
         raise StoreRefused(f"{folder} cannot be read: {error.strerror}") from error
     made = FileFilling(folder)
     try:
+        with writing(folder):
+            made.begin()
         yield made
     finally:
         made.close()
@@ -69,12 +71,14 @@ class FileFilling:
         self._snapshot = _Snapshot(self._draft)
         self._ledger = Ledger(self._draft)
         self._pruned: int | None = None
-        with writing(folder):
-            make_folder(folder.parent)
-            if self._draft.exists():
-                shutil.rmtree(self._draft)
-            self._draft.mkdir(mode=0o700)
-            self._snapshot.begin()
+
+    def begin(self) -> None:
+        """Make the draft. Raises OSError."""
+        make_folder(self._folder.parent)
+        if self._draft.exists():
+            shutil.rmtree(self._draft)
+        self._draft.mkdir(mode=0o700)
+        self._snapshot.begin()
 
     async def rows(self, rows: Sequence[Row]) -> None:
         """See `Filling.rows`."""

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sheratan_hub.storage import Row, StoreDown, StoreFull, StoreRefused
 from sheratan_hub.storage_tools import Batch
@@ -32,6 +32,8 @@ def filling(path: Path) -> Iterator[SqliteFilling]:
             raise StoreRefused(f"{there} is there already, and nothing is overwritten")
     made = SqliteFilling(path)
     try:
+        with writing(path):
+            made.begin()
         yield made
     finally:
         made.close()
@@ -53,22 +55,24 @@ def writing(path: Path) -> Iterator[None]:
 class SqliteFilling:
     """See `Filling`."""
 
+    _db: Any = None
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with writing(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
-                self._draft.unlink()
-            self._db = new_file(self._draft)
-            self._indexes = [
-                (name, sql)
-                for name, sql in self._db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'")
-                if sql is not None
-            ]
-            for name, _ in self._indexes:
-                self._db.execute(f"DROP INDEX {name}")
-            self._db.execute("BEGIN")
+        self._indexes: list[tuple[str, str]] = []
+
+    def begin(self) -> None:
+        """Make the draft, without its indexes. Raises OSError, sqlite3.Error."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            self._draft.unlink()
+        self._db = new_file(self._draft)
+        found = self._db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+        self._indexes = found.fetchall()
+        for name, _ in self._indexes:
+            self._db.execute(f"DROP INDEX {name}")
+        self._db.execute("BEGIN")
 
     async def rows(self, rows: Sequence[Row]) -> None:
         """See `Filling.rows`."""
@@ -101,7 +105,8 @@ class SqliteFilling:
 
     def close(self) -> None:
         """Remove the draft, if it is still one."""
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
         with suppress(OSError):
             self._draft.unlink()
 
@@ -123,9 +128,13 @@ def new_file(path: Path) -> sqlite3.Connection:
     """An empty store of the present format, for quick writing without any safety. Raises OSError, sqlite3.Error."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = connect(path, "mode=rw")
-    for pragma in FAST:
-        db.execute(f"PRAGMA {pragma}")
-    sqlite_format.upgrade(db, 0)
+    try:
+        for pragma in FAST:
+            db.execute(f"PRAGMA {pragma}")
+        sqlite_format.upgrade(db, 0)
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

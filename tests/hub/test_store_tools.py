@@ -132,6 +132,24 @@ async def test_a_copy_that_fails_leaves_nothing(scheme: str, tmp_path: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+async def test_a_draft_that_cannot_be_begun_leaves_nothing(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await filled(OTHER[scheme], tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    if scheme == "sqlite":
+        monkeypatch.setattr("sheratan_stores.sqlite_filling.FAST", ("cache_size = 1; no more",))
+    else:
+        monkeypatch.setattr("sheratan_stores.file_filling._Snapshot.begin", no_room)
+    with pytest.raises(StoreDown, match="cannot be written"):
+        await copy(source, at(scheme, tmp_path / "target"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def test_a_target_that_cannot_be_written_is_one_sentence(scheme: str, tmp_path: Path) -> None:
     source = await filled(OTHER[scheme], tmp_path / "source")
     (tmp_path / "file").write_text("no folder")
