@@ -313,6 +313,8 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
 def _cannot_start(no: Exception) -> int:
     taken = isinstance(no, OSError) and no.errno == errno.EADDRINUSE
     hint = "; choose another with SHERATAN_CONTROL_PORT or SHERATAN_DATA_PORT" if taken else ""
+    if isinstance(no, StoreRefused) and " is damaged" in str(no):
+        hint = "; `sheratan-hub store repair` makes a store of what can be read (docs/operations.md)"
     print(f"sheratan-hub cannot start: {no}{hint}", file=sys.stderr)
     return EXIT_CONFIG
 

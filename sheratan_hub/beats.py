@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from sheratan_hub.items import Item, Origin
 from sheratan_hub.rules.command import Command, Refused
+from sheratan_hub.rules.nodes import Beat
+from sheratan_hub.unsaved import Unsaved
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
@@ -23,11 +25,18 @@ class Beats:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self.unsaved = Unsaved(hub)
         self._second = self._count = self._before = 0
         self._gathered: list[Item] = []
 
-    async def take(self, command: Command, origin: Origin) -> Any:
-        """The command's answer, once it is committed. Raises `Refused`."""
+    async def take(self, command: Beat, origin: Origin) -> Any:
+        """The command's answer, once it is committed, or heard although nothing can be. Raises `Refused`."""
+        try:
+            return await self._take(command, origin)
+        except Refused as no:
+            return await self.unsaved.heard(command.node_id, command, no)
+
+    async def _take(self, command: Command, origin: Origin) -> Any:
         if not self._many():
             return await self._hub.execute(command, origin)
         loop = asyncio.get_running_loop()

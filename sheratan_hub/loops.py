@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from sheratan_hub.clock import Clock
+from sheratan_hub.rules.command import Refused
 
 log = logging.getLogger("sheratan.loops")
 
@@ -32,6 +33,7 @@ class Loop:
     ) -> None:
         self.name = name
         self.errors = 0
+        self._said = ""
         self._late = late
         self._step, self._clock, self._at_least_ms = step, clock, at_least_ms
         self._nudged = asyncio.Event()
@@ -50,6 +52,12 @@ class Loop:
             self._next_at = self._clock.now() + self._at_least_ms
             try:
                 asked = await self._step()
+                self._said = ""
+            except Refused as no:  # as long as the store has no room: that is said once
+                self.errors += 1
+                if no.text != self._said:
+                    log.warning("loop %s has to wait: %s", self.name, no.text)
+                self._said = no.text
             except Exception:
                 self.errors += 1
                 log.exception("loop %s failed", self.name)

@@ -25,6 +25,7 @@ SWEPT = frozenset({*JOB_AGENDAS, "node", "cascade", "resume", "link", "pause"})
 async def sweep(hub: Hub) -> int | None:
     """One look at everything that is due; when the next is."""
     hub.give_back_again()
+    await hub.beats.unsaved.catch_up()
     await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
     outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes(), SweepPauses()], urgent=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools"),
     1: ("rules",),
     2: (
         "hub",
@@ -39,6 +39,11 @@ FLOORS = {
         "policy_files",
         "explaining",
         "token_uses",
+        "store_check",
+        "store_copy",
+        "store_backup",
+        "store_repair",
+        "unsaved",
     ),
     3: ("web",),
     4: (
@@ -60,6 +65,7 @@ FLOORS = {
         "cli_output",
         "cli_queue",
         "cli_submit",
+        "cli_store",
         "cli_target",
         "__main__",
     ),

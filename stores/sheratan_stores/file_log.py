@@ -53,6 +53,21 @@ class Log:
         if self._spare is None and self._segment.at * 2 > self._segment.size:
             self._spare = asyncio.create_task(self._make(0))
 
+    async def turn(self, size: int) -> None:
+        """Go on in a new segment of this size, whatever room there is in this one. Raises `StoreFull`, `StoreDown`."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await asyncio.gather(spare, return_exceptions=True)
+        try:
+            made = await in_thread(file_segments.make, self._folder, self._segment.number + 1, size)
+        except OSError as error:
+            raise self._translated(error) from error
+        self._spare = asyncio.create_task(self._made(made))
+        await self._switch(0)
+
+    async def _made(self, tail: Tail) -> Tail:
+        return tail
+
     async def sync(self) -> None:
         """Bring to disk what was appended without. Raises `StoreDown`."""
         await whole(self._on_disk(lambda: self._segment.sync()))

@@ -19,6 +19,8 @@ from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_key, job_of
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submitted
 from sheratan_hub.storage import Key, Row, Store, Tx, open_store
+from sheratan_hub.storage_tools import tools_of
+from sheratan_hub.store_check import check
 from tests.model.model import Divergence, JobModel, Model, told
 
 T = TypeVar("T")
@@ -127,6 +129,11 @@ class Rig:
         """Everything is held against everything; then the hub is closed."""
         await self._whole()
         await self._close()
+        if not self.url.startswith("memory"):
+            async with tools_of(open_store(self.url, self.clock)).reading() as reading:
+                report = await check(reading)
+            if not report.clean:
+                raise Divergence(f"the store contradicts itself: {report.problems}")
 
     def dispose(self) -> None:
         """Leave nothing behind, whatever has happened."""

@@ -18,6 +18,7 @@ from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Wants
 from tests.rules.stage import Stage
+from tests.rules.whole import wrong
 
 POLICIES: Any = ("cancel", "hold", "run")
 
@@ -93,9 +94,11 @@ def test_what_jobs_know_of_their_parents_is_true(graph: Any, story: Any) -> None
     for place, steps in enumerate(story):
         stage.do(Together(tuple(command_of(step, graph, place * 10 + n) for n, step in enumerate(steps))))
         leased_early(stage, graph)
+        assert wrong(stage.rows, stage.counts) == []
     for _ in range(1000):
         if not (stage.do(SweepLinks()).next_at or stage.do(SweepCascades(edges=3, levels=2)).next_at):
             break
+    assert wrong(stage.rows, stage.counts) == []
     jobs = {key.id: job_of(row) for key, row in stage.rows.items() if key.kind == "job"}
     assert {row.kind for row in stage.rows.values()} <= {"job", "edge", "key", "attempts", "puller"}
     for n, (bits, _, _) in enumerate(graph):

@@ -12,7 +12,9 @@ import pytest
 from sheratan_hub.clock import VirtualClock
 from sheratan_stores.sqlite import SqliteStore
 
-pytest.register_assert_rewrite("sheratan_stores.conformance", "sheratan_stores.story")
+pytest.register_assert_rewrite(
+    "sheratan_stores.conformance", "sheratan_stores.conformance_tools", "sheratan_stores.story"
+)
 
 
 @pytest.fixture

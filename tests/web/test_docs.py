@@ -16,7 +16,7 @@ import click
 import msgspec
 import pytest
 
-from sheratan_hub import audit, audit_read, canonical, config, handlers
+from sheratan_hub import audit, audit_read, canonical, cli_store, config, handlers
 from sheratan_hub.alerts import Alert
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
@@ -24,7 +24,7 @@ from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.explaining import NODES_MAX
 from sheratan_hub.metrics.fleet_json import fleet_json
 from sheratan_hub.metrics.table import FAMILIES
-from sheratan_hub.rules import evidence, explain, jobs, missions, pull, sweep
+from sheratan_hub.rules import consistency, evidence, explain, jobs, missions, pull, sweep
 from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
@@ -379,12 +379,23 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {f"node.{name}" for name in ("forgotten", "restarted", "drain", "resume")}
         | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")}
         | {f"token.rotation_{what}" for what in ("started", "finalized", "abandoned")}
-        | {"access.created", "access.revoked", "policy.created", "policy.activated"},
+        | {"access.created", "access.revoked", "policy.created", "policy.activated"}
+        | {"ledger.lost"},
     )
     known = set(column("Ledger")) | set(
         re.findall(r"`((?:hub|integrity|key|pull|dlq|admin|queue|rate_limit|token)\.\w+)`", section("Ledger"))
     )
     assert set(events_in_code()) <= known
+
+
+def test_the_reference_lists_every_problem_and_note_of_a_store():
+    for heading, there in (("Store problems", consistency.PROBLEMS), ("Store notes", consistency.NOTES)):
+        assert [row[:2] for row in table(heading)] == [[f"`{code}`", text] for code, text in there.items()]
+
+
+def test_the_reference_lists_every_command_of_stores():
+    told = {re.sub(r"[^a-z].*", "", one) for one in column("Stores")}
+    assert told == set(cli_store.store.commands)
 
 
 def events_in_code() -> Iterator[str]:
