@@ -23,7 +23,7 @@ VALUE_CHARS = 6
 FORM_CHARS = 8
 """Nor is a shorter encoding of one."""
 
-TEXT_CHARS = 4000
+TEXT_CHARS, NAME_CHARS = 4000, 200
 LIST_MAX = 100
 DEPTH_MAX = 8
 
@@ -51,14 +51,30 @@ class Redactor:
     """Knows the values that must not be told."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets for form in forms_of(secret)}
-        texts = sorted((re.escape(form) for form in forms), key=len, reverse=True)
-        self._known = re.compile("|".join(texts), re.IGNORECASE) if texts else None
+        self._forms = sorted({form for secret in secrets for form in forms_of(secret)}, key=len, reverse=True)
+
+    def known(self, text: str) -> str:
+        """The text without known values, in whatever form."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, GONE)
+        return text
+
+    def name(self, text: str) -> str:
+        """A name that people or machines have given: shown but for known values and the password of a URL."""
+        return _USERINFO.sub(rf"\1{GONE}@", self.known(text))[:NAME_CHARS]
+
+    def names(self, value: Any) -> Any:
+        """A JSON value of numbers and of names that people or machines have given."""
+        if isinstance(value, str):
+            return self.name(value)
+        if isinstance(value, Mapping):
+            return {self.name(str(name)): self.names(one) for name, one in list(value.items())[:LIST_MAX]}
+        return [self.names(one) for one in value[:LIST_MAX]] if isinstance(value, (list, tuple)) else value
 
     def text(self, text: str) -> str:
         """The text without what is, or looks like, a secret."""
-        if self._known is not None:
-            text = self._known.sub(GONE, text)
+        text = self.known(text)
         text = _PEM.sub(GONE, text)
         text = _TO_THE_END.sub(rf"\1: {GONE}", text)
         text = _USERINFO.sub(rf"\1{GONE}@", text)
@@ -88,7 +104,7 @@ class Redactor:
 
     def last_look(self, data: bytes) -> bytes:
         """What is about to leave, without any known value that has slipped through."""
-        return data if self._known is None else self._known.sub(GONE, data.decode("utf-8", "replace")).encode()
+        return self.known(data.decode("utf-8", "replace")).encode() if self._forms else data
 
 
 def _opaque(found: re.Match[str]) -> str:
@@ -107,9 +123,10 @@ def forms_of(secret: str) -> Iterator[str]:
         escaped = json.dumps(value)[1:-1]
         texts = {escaped, json.dumps(escaped)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
         texts |= {quote(value, safe=safe) for safe in ("", "/", '/"+\\', "/:@")} | {quote_plus(value)}
-        raw = value.encode()
+        texts |= {re.sub("%..", lambda found: found[0].lower(), text) for text in texts}
+        raw = value.encode("utf-8", "surrogateescape")
         for data in (raw, raw[::-1], *(_deflated(raw, level) for level in (1, 6, 9))):
-            texts |= {data.hex(), *_base64(data)}
+            texts |= {data.hex(), data.hex().upper(), *_base64(data)}
         yield from (text for text in texts if len(text) >= FORM_CHARS)
 
 
