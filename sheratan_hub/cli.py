@@ -23,6 +23,7 @@ from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
 from sheratan_hub.cli_policies import policies
 from sheratan_hub.cli_queue import limits, queue
+from sheratan_hub.cli_store import store
 from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
     EXIT_CONFIG,
@@ -73,6 +74,7 @@ main.add_command(dlq)
 main.add_command(missions)
 main.add_command(queue)
 main.add_command(limits)
+main.add_command(store)
 
 
 @main.command()

@@ -1,8 +1,8 @@
 """The seam's second half: what a store may offer beside its work, to be looked at, copied and mended as a whole.
 
-A store that runs a hub needs none of it; `tools_of` says in a sentence what is missing. All of it is asked of a store that
-was constructed and **not** opened, except `sizes`, which may be asked at any time, and `reading`, which may be asked of
-an open one too. Reading never locks out who writes, and changes no file.
+A store that runs a hub needs none of it; `tools_of` says in a sentence what is missing. All of it is asked of a store
+that was constructed and **not** opened, except `sizes` and `reading`, which may be asked of an open one too. Reading
+never locks out who writes, and changes no file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Finding(NamedTuple):
 
 
 class Reading(Protocol):
-    """All that was committed at one moment, as if nothing had changed since. Raises `StoreRefused` where it is damaged."""
+    """All that was committed at one moment, whatever is changed since. Raises `StoreRefused` where it is damaged."""
 
     about: About
     seq: int
@@ -89,7 +89,7 @@ class Filling(Protocol):
     """A store that is being made. Nobody sees it before `finish`; left without that, nothing is left of it."""
 
     async def rows(self, rows: Sequence[Row]) -> None:
-        """Add rows, each key once. Kinds and ids come sorted."""
+        """Add rows, each key once, in any order."""
         ...
 
     async def batches(self, batches: Sequence[Batch]) -> None:

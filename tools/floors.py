@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools"),
     1: ("rules",),
     2: (
         "hub",
@@ -38,6 +38,10 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "store_check",
+        "store_copy",
+        "store_backup",
+        "store_repair",
     ),
     3: ("web",),
     4: (
@@ -59,6 +63,7 @@ FLOORS = {
         "cli_output",
         "cli_queue",
         "cli_submit",
+        "cli_store",
         "cli_target",
         "__main__",
     ),

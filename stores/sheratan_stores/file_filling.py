@@ -1,4 +1,4 @@
-"""A file store that is made out of given rows and events: a snapshot, the ledger and one empty segment, then renamed."""
+"""A file store made out of given rows and events: a snapshot, the ledger and one empty segment, then renamed."""
 
 from __future__ import annotations
 

@@ -1,16 +1,15 @@
 """The file store read as a whole beside who writes: its files are opened, the log is read up to where it ends now.
 
-What is open stays readable when a compaction removes it. Nothing is locked, no file is changed. The rows are put together
-in memory, as the hub itself has them.
+What is open stays readable when a compaction removes it. Nothing is locked, no file is changed. The rows are put
+together in memory, as the hub itself has them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -21,7 +20,8 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.storage import Key, Row, StoreRefused
 from sheratan_hub.storage_tools import PIECE, PIECE_BYTES, About, Finding
 from sheratan_hub.storage_tools import Batch as Lines
-from sheratan_stores import file_folder, file_segments, file_snapshot
+from sheratan_stores import file_segments, file_snapshot
+from sheratan_stores.file_capture import Captured, captured
 from sheratan_stores.file_folder import CLOSED, Reader
 from sheratan_stores.file_records import is_torn, read_all
 from sheratan_stores.file_registry import readable
@@ -30,73 +30,10 @@ from sheratan_stores.lock import held_by
 from sheratan_stores.sqlite_reading import readable_by_others
 from sheratan_stores.state import NONE, State, unpack
 
-TRIES = 100
-"""So often the files are opened anew when some went meanwhile."""
-
 WRITES, WRITE_MS = 40, 25
 """So often, and after so long, it is looked whether a record was only being written."""
 
 REGISTRY = "nodes_registry.json"
-
-
-class Captured:
-    """A store's files, open: the newest snapshot, the log from there on, the events, by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, int] = {}
-
-    def open(self) -> None:
-        """Open them. Raises FileNotFoundError when some went meanwhile; call `close` and try again."""
-        names = sorted(os.listdir(self.folder))
-        snapshots = [name for name in names if _numbered(name, "snapshot-", 12)]
-        first = int(snapshots[-1][-12:]) if snapshots else 1
-        logs = [name for name in names if _numbered(name, "log-", 12) and int(name[-12:]) >= first]
-        events = [name for name in names if _numbered(name, "events-", 20)]
-        closed = [CLOSED] if CLOSED in names else []
-        for name in (*snapshots[-1:], *logs, *events, *closed):
-            self.files[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-
-    def named(self, prefix: str) -> list[str]:
-        """The files whose name begins so, in order."""
-        return sorted(name for name in self.files if name.startswith(prefix))
-
-    def read(self, name: str) -> bytes:
-        """What a file holds now. Raises OSError."""
-        file = self.files[name]
-        return os.pread(file, os.fstat(file).st_size, 0)
-
-    def close(self) -> None:
-        """Close them all."""
-        while self.files:
-            os.close(self.files.popitem()[1])
-
-
-def _numbered(name: str, prefix: str, digits: int) -> bool:
-    return len(name) == len(prefix) + digits and name.startswith(prefix) and name[-digits:].isdigit()
-
-
-@contextmanager
-def captured(folder: Path) -> Iterator[Captured]:
-    """The files of a store, open. Raises `StoreRefused`."""
-    if not file_folder.look(folder):
-        raise StoreRefused(f"there is no store in {folder}")
-    files = Captured(folder)
-    try:
-        for _ in range(TRIES):
-            try:
-                files.open()
-            except FileNotFoundError:
-                files.close()
-                continue
-            break
-        else:
-            raise StoreRefused(f"{folder} changes too fast to be read; try again")
-        yield files
-    except OSError as error:
-        raise StoreRefused(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    finally:
-        files.close()
 
 
 @asynccontextmanager
