@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools")
+    + ("redact", "bundle", "tails"),
     1: ("rules",),
     2: (
         "hub",
@@ -38,10 +39,14 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "diagnosis",
+        "diagnosis_files",
+        "diagnosis_offline",
         "store_check",
         "store_copy",
         "store_backup",
         "store_repair",
+        "token_uses",
     ),
     3: ("web",),
     4: (
@@ -57,6 +62,7 @@ FLOORS = {
         "cli_target",
         "cli_tokens",
         "watching",
+        "cli_diagnose",
         "cli_dlq",
         "cli_jobs",
         "cli_missions",
