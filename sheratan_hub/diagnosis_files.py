@@ -36,7 +36,9 @@ LOW_BYTES, LOW_SHARE = 100 << 20, 0.02
 NAMES_MAX = 2000
 PACKAGES = ("aiohttp", "aiosqlite", "click", "msgspec", "orjson", "prometheus-client", "sortedcontainers", "uvloop")
 
-SECRET_VARIABLE = re.compile(r"token|secret|passw|pwd|credential|key|auth|cookie|dsn|webhook|salt|bearer", re.IGNORECASE)
+SECRET_VARIABLE = re.compile(
+    r"token|secret|passw|pwd|credential|key|auth|cookie|dsn|webhook|salt|bearer", re.IGNORECASE
+)
 _PASSWORD = re.compile(r"://([^\s/]*)@")
 
 
@@ -88,7 +90,9 @@ def config(settings: Settings, redactor: Redactor, where: Mapping[str, str]) -> 
     tables = msgspec.to_builtins(settings)
     tables["store"]["url"] = shown_url(store_url(settings))
     rates = tables.pop("rate_limits")
-    plain = {f"{table}.{name}": _named(one, redactor) for table, fields in tables.items() for name, one in fields.items()}
+    plain = {
+        f"{table}.{name}": _named(one, redactor) for table, fields in tables.items() for name, one in fields.items()
+    }
     limits = {redactor.name(source): rate for source, rate in rates.items()}
     secrets = {name: {"from": redactor.name(where.get(name, "unknown")), "value": GONE} for name in SECRETS}
     origins = {name: redactor.name(origin) for name, origin in where.items() if name not in SECRETS}
@@ -243,7 +247,9 @@ def chain(folder: Path) -> dict[str, Any]:
         "complete": complete and first == 0 and room >= 0,
         "from_seq": proving.began_at,
         "to_seq": proving.seq,
-        "broken": None if broken is None else {"file": Path(broken.file).name, "line": broken.line or None, "text": broken.text},
+        "broken": None
+        if broken is None
+        else {"file": Path(broken.file).name, "line": broken.line or None, "text": broken.text},
     }
 
 
@@ -261,6 +267,18 @@ def _follow(proving: Chain, file: Path, skip: int, *, trusting: bool) -> None:
     if trusting and lines and (skip or (first_seq(file) or 1) > 1):
         proving.begin_at(lines[0])
     proving.feed(lines, str(file), number)
+
+
+def unwritable(folder: Path) -> str:
+    """Why the audit log could not be written by who runs this; nothing if it could be, or if there is none yet."""
+    path = folder / FILE_NAME
+    if not path.exists():
+        return "" if not folder.is_dir() or os.access(folder, os.W_OK) else f"{folder} may not be written"
+    if not path.is_file():
+        return f"{path} is no file"
+    if (state := disk_state(folder)) in ("full", "read-only"):
+        return f"its disk is {state}"
+    return "" if os.access(path, os.W_OK) else f"{path} may not be written"
 
 
 def ended(found: Tail, folder: Path) -> tuple[bool, bool]:

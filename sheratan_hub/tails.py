@@ -85,7 +85,9 @@ def log_line(record: Record, redactor: Redactor) -> Record:
 
 
 _FRAME = re.compile(r' +File "([^"]*)", line (\d+), in (\S+)')
-_RAISED = re.compile(r"(?:  [|+] )?([A-Za-z_][\w.]*(?:Error|Exception|Down|Full|Refused|Conflict|Warning|Exit|Group|Need))(?::(.*))?$")
+_RAISED = re.compile(
+    r"(?:  [|+] )?([A-Za-z_][\w.]*(?:Error|Exception|Down|Full|Refused|Conflict|Warning|Exit|Group|Need))(?::(.*))?$"
+)
 _OURS = re.compile(r"^(?:sqlite3\.\w+|sheratan_hub\.storage\.\w+|StoreDown|StoreRefused|StoreFull)$")
 _SYSTEM = re.compile(
     r"^(?:OS|IO|FileNotFound|FileExists|Permission|Connection\w*|BrokenPipe|Timeout|BlockingIO|NotADirectory|IsADirectory)Error$"
@@ -122,7 +124,10 @@ def audit_line(record: Record, redactor: Redactor) -> Record:
 def alert_line(record: Record, redactor: Redactor) -> Record:
     """A line of alerts.jsonl."""
     names = ("ts", "rule", "event", "reason", "origin", "count", "window_seconds", "remote_addr", "from_seq", "to_seq")
-    return {**redactor.value({name: record.get(name) for name in names}), "text": redactor.text(str(record.get("text")))}
+    return {
+        **redactor.value({name: record.get(name) for name in names}),
+        "text": redactor.text(str(record.get("text"))),
+    }
 
 
 def ledger_line(record: Record, redactor: Redactor) -> Record:

@@ -171,7 +171,9 @@ def _audit(signs: Signs) -> Iterator[Said]:
     audit = signs.audit
     if audit.trouble:
         text = f"The audit log cannot be written: {audit.trouble}. Unless [audit] required is off nothing is changed."
-        do = ("Make it writable: room on its disk, rights of the file and of its directory. The hub goes on by itself.",)
+        do = (
+            "Make it writable: room on its disk, rights of the file and of its directory. The hub goes on by itself.",
+        )
         yield "audit-broken", text, {"trouble": audit.trouble}, do, None
     if audit.broken:
         text = f"The chain of the audit log is broken: {audit.broken}"

@@ -132,7 +132,13 @@ def saturated(signs: Signs) -> Iterator[Said]:
     elif full:
         text = f"{len(full)} of the oldest jobs wait for nodes that are full or busy."
         do = ("Add nodes, or raise the workers' --concurrency.",)
-        yield "saturated", text, {"jobs": _ids(full), "inflight": running, "limit": most}, do, _by_age(signs, full, "note")
+        yield (
+            "saturated",
+            text,
+            {"jobs": _ids(full), "inflight": running, "limit": most},
+            do,
+            _by_age(signs, full, "note"),
+        )
 
 
 def backpressure(signs: Signs) -> Iterator[Said]:
@@ -159,7 +165,9 @@ def silent_nodes(signs: Signs) -> Iterator[Said]:
         return
     known = n + signs.count("node:ONLINE")
     names = ", ".join(one.node_id for one in silent[:5]) + (" ..." if len(silent) > 5 else "")
-    text = f"{max(n, len(silent))} of {max(known, len(signs.nodes))} nodes are silent" + (f": {names}." if names else ".")
+    text = f"{max(n, len(silent))} of {max(known, len(signs.nodes))} nodes are silent" + (
+        f": {names}." if names else "."
+    )
     do = (
         "Look whether these machines and their workers run.",
         "One that will not come back is forgotten by sheratan-hub nodes forget ID.",
