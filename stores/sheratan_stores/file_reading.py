@@ -20,7 +20,7 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.storage import Key, Page, Row, StoreRefused
 from sheratan_hub.storage_tools import PIECE, PIECE_BYTES, About, Finding
 from sheratan_hub.storage_tools import Batch as Lines
-from sheratan_stores import file_segments, file_snapshot
+from sheratan_stores import file_folder, file_segments, file_snapshot
 from sheratan_stores.file_capture import Captured, captured
 from sheratan_stores.file_folder import CLOSED, Reader
 from sheratan_stores.file_records import is_torn, read_all
