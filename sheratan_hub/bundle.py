@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from sheratan_hub.clock import rfc3339
 from sheratan_hub.redact import Redactor
 
 FORMAT = 1
@@ -121,12 +122,12 @@ def read_member(data: bytes, name: str) -> Any:
         raise ValueError(f"this is no bundle: {error}") from error
 
 
-def put(data: bytes, output: str, stamp: str) -> Path:
+def put(data: bytes, output: str, when: str) -> Path:
     """Write a bundle into a directory under its own name, or to a file; readable by its owner only.
 
     Raises `OSError`: it cannot be written, or the file is there already and is no bundle. Then nothing is left behind.
     """
-    path = _free_name(Path(output), stamp) if Path(output).is_dir() else Path(output)
+    path = _free_name(Path(output), when) if Path(output).is_dir() else Path(output)
     if path.exists() and not _is_bundle(path):
         raise FileExistsError(17, "it is there already, and is no bundle", str(path))
     descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=".diag_bundle_")
@@ -140,9 +141,14 @@ def put(data: bytes, output: str, stamp: str) -> Path:
     return path
 
 
-def _free_name(directory: Path, stamp: str) -> Path:
-    """`diag_bundle_<stamp>.zip`; with a number if there was another within the same second."""
-    names = (f"diag_bundle_{stamp}{f'_{n}' if n > 1 else ''}.zip" for n in range(1, 10_000))
+def stamp(ms: int) -> str:
+    """A moment as it stands in a bundle's name: `20261121T103107Z`."""
+    return f"{rfc3339(ms)[:19].replace('-', '').replace(':', '')}Z"
+
+
+def _free_name(directory: Path, when: str) -> Path:
+    """`diag_bundle_<when>.zip`; with a number if there was another within the same second."""
+    names = (f"diag_bundle_{when}{f'_{n}' if n > 1 else ''}.zip" for n in range(1, 10_000))
     return next(directory / name for name in names if not (directory / name).exists())
 
 

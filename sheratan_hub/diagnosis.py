@@ -16,16 +16,21 @@ import msgspec
 
 from sheratan_hub import __version__
 from sheratan_hub import diagnosis_files as files
+from sheratan_hub.audit_lines import FILE_NAME
 from sheratan_hub.bundle import Member, Members
-from sheratan_hub.clock import Clock, rfc3339
+from sheratan_hub.clock import Clock, rfc3339, settle
 from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
 from sheratan_hub.keyring import Use
 from sheratan_hub.redact import Redactor
-from sheratan_hub.rules.signs import Finding, Signs
+from sheratan_hub.rules.signs import Finding, Signs, Told
 from sheratan_hub.rules.verdict import verdict
+from sheratan_hub.tails import LINES, Clean, Record, Tail, audit_line, cleaned
 
 log = logging.getLogger("sheratan.diagnosis")
+
+LINES_PIECE = 20
+"""Lines of a log that one slice of work looks at."""
 
 SLICE_MS, SHARE, REST_MOST_MS = 2, 10, 500
 """Work goes on for so long; then others have the hub until it was a tenth of the time that has passed."""
@@ -46,7 +51,7 @@ class Pace:
             return
         took = self._clock.now() - self._since
         if took < SLICE_MS:
-            await asyncio.sleep(0)
+            await settle(1)
             return
         await self._clock.sleep(min(took * (SHARE - 1), REST_MOST_MS))
         self._since = self._clock.now()
@@ -117,11 +122,31 @@ async def logs(look: Looking) -> dict[str, Any]:
     """The last lines of each log."""
     for name, clean in files.LOGS:
         try:
-            files.add_log(look.logs, name, clean, look.members)
+            await _log(look, name, await asyncio.to_thread(files.read_log, look.logs, name), clean)
         except OSError as error:
             look.members.failed(name, error)
-        await look.pace.step()
     return {}
+
+
+async def _log(look: Looking, name: str, found: Tail, clean: Clean) -> None:
+    """What may be told of these lines, a few at a time."""
+    lines: list[Record] = []
+    for start in range(0, len(found.lines), LINES_PIECE):
+        lines += (cleaned(line, clean, look.redactor) for line in found.lines[start : start + LINES_PIECE])
+        await look.pace.step()
+    look.members.lines(f"logs/{name}", lines, cut=found.cut)
+
+
+async def audit_lines(look: Looking, found: Tail) -> dict[str, Any]:
+    """The last lines of the audit log, and what more of them tell of."""
+    shown = Tail(found.lines[-LINES:], found.cut and len(found.lines) < LINES)
+    await _log(look, FILE_NAME, shown, audit_line)
+    told: list[Told] = []
+    for start in range(0, len(found.lines), LINES_PIECE):
+        lines = found.lines[start : start + LINES_PIECE]
+        told += (one for line in lines if (one := files.told(line, look.redactor)) is not None)
+        await look.pace.step()
+    return {"told": tuple(told)}
 
 
 async def about(look: Looking, environ: Mapping[str, str], whose: str, where: Mapping[str, str]) -> dict[str, Any]:

@@ -18,11 +18,10 @@ import msgspec
 from sheratan_hub import __version__, tails
 from sheratan_hub.audit_lines import ALERTS_NAME, FILE_NAME, chain_files, first_seq, parsed
 from sheratan_hub.audit_verify import Chain, last_head
-from sheratan_hub.bundle import Members
 from sheratan_hub.config import DEFAULT_TOKEN, ENVIRONMENT, SECRETS, Settings, store_url
 from sheratan_hub.redact import GONE, Redactor
 from sheratan_hub.rules.signs import DiskSign, Told
-from sheratan_hub.tails import LINES, Tail, cleaned, tail
+from sheratan_hub.tails import Tail, tail
 
 CHAIN_BYTES = 32 << 20
 """So much of the audit log's end is proved; `audit verify` proves all of it."""
@@ -181,17 +180,14 @@ LOGS = (
 )
 
 
-def add_log(folder: Path, name: str, clean: tails.Clean, members: Members) -> int:
-    """The last lines of one log as a member; the time (ms) of the last one, 0 if it tells none. Raises `OSError`."""
-    found = tail(log_files(folder, name))
-    lines = [cleaned(line, clean, members.redactor) for line in found.lines]
-    members.lines(f"logs/{name}", lines, cut=found.cut)
-    return newest(lines)
+def read_log(folder: Path, name: str) -> Tail:
+    """The last lines of one log. Raises `OSError`."""
+    return tail(log_files(folder, name))
 
 
-def newest(lines: list[dict[str, Any]]) -> int:
+def newest(found: Tail) -> int:
     """The latest time that lines carry, in ms; 0 if none does."""
-    return max((moment_ms(str(line.get("ts"))) for line in lines), default=0)
+    return max((moment_ms(str((parsed(line) or {}).get("ts"))) for line in found.lines), default=0)
 
 
 def moment_ms(text: str) -> int:
@@ -210,18 +206,11 @@ def audit_tail(folder: Path) -> Tail:
     return tail(chain_files(folder / FILE_NAME), TOLD_LINES)
 
 
-def add_audit(found: Tail, members: Members) -> None:
-    """The last lines of the audit log as a member."""
-    lines = [cleaned(line, tails.audit_line, members.redactor) for line in found.lines[-LINES:]]
-    members.lines(f"logs/{FILE_NAME}", lines, cut=found.cut and len(found.lines) < LINES)
-
-
-def told(found: Tail, redactor: Redactor) -> tuple[Told, ...]:
-    """What these lines tell of, as signs."""
-    return tuple(_told(record, redactor) for line in found.lines if (record := parsed(line)) is not None)
-
-
-def _told(record: dict[str, Any], redactor: Redactor) -> Told:
+def told(line: bytes, redactor: Redactor) -> Told | None:
+    """What a line of the audit log tells of, as a sign."""
+    record = parsed(line)
+    if record is None:
+        return None
     who = str(record.get("node_id") or record.get("remote_addr") or "hub")
     count = record.get("count")
     n = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1

@@ -120,7 +120,7 @@ def _age(look: Looking, job: Job) -> int:
 
 
 async def registry(look: Looking) -> dict[str, Any]:
-    """The nodes, the silent ones first, without what they say of themselves freely; whether most fell silent at once."""
+    """The nodes, the silent ones first, without their own free words; whether most of them fell silent at once."""
     hub, now = look.hub, look.hub.clock.now()
     nodes, more = await _nodes(look)
     fleet = fleet_of(next(iter(await hub.fetch([FLEET])), None))

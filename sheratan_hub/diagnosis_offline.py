@@ -104,11 +104,10 @@ def _audit_tail(settings: Settings) -> Tail:
 
 async def _last_sign(settings: Settings, audit: Tail, reading: Reading | None) -> int:
     """The last moment (ms) that the files of a hub tell of: its logs, its audit log, the last contact of a node."""
-    folder, aside = diagnosis.logs_of(settings), Members(Redactor())
-    last = max((one.at for one in files.told(audit, Redactor())), default=0)
-    for name, clean in files.LOGS:
+    last = files.newest(audit)
+    for name, _ in files.LOGS:
         with suppress(OSError):
-            last = max(last, files.add_log(folder, name, clean, aside))
+            last = max(last, files.newest(files.read_log(diagnosis.logs_of(settings), name)))
     if reading is not None:
         with suppress(StoreRefused, ValueError, msgspec.MsgspecError):
             page = await Beside(reading, 0).page("node", ("ONLINE",), limit=diagnosis_of.NODES_SHOWN)
@@ -129,14 +128,13 @@ async def _engine(look: Looking) -> dict[str, Any]:
 async def _audit(look: Looking, found: Tail) -> dict[str, Any]:
     folder = look.logs
     began, killed = files.ended(found, folder)
-    files.add_audit(found, look.members)
     chain = files.chain(folder)
     look.members.json("audit.json", {"chain": chain, "writable": None})
     broken = chain["broken"]
     text = "" if broken is None else f"{broken['file']}, line {broken['line']}: {broken['text']}"
-    told = files.told(found, look.redactor)
+    told = await diagnosis.audit_lines(look, found)
     trouble = files.unwritable(folder)
-    return {"began": began, "killed": killed, "audit": AuditSign(text, trouble), "told": told}
+    return {"began": began, "killed": killed, "audit": AuditSign(text, trouble), **told}
 
 
 async def _store(look: Looking, store: Store, reading: Reading | None, sign: StoreSign) -> dict[str, Any]:

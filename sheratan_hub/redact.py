@@ -137,7 +137,7 @@ def _deflated(raw: bytes, level: int) -> bytes:
 
 
 def _base64(raw: bytes) -> Iterator[str]:
-    """Its base64 at each of three places in a longer text, without the characters that its neighbours have a part in."""
+    """Its base64 at each of three places in a longer text, without the characters that neighbours have a part in."""
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for shift in range(3):
             text = encode(b"\0" * shift + raw)

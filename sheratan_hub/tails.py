@@ -96,7 +96,7 @@ FRAMES_MAX = 60
 
 
 def trace(text: str, redactor: Redactor) -> list[str]:
-    """A traceback as `file:line function`, then the exception; its words only where they are the system's or a store's."""
+    """A traceback as `file:line function`, then the exception; its words only if they are the system's or a store's."""
     told: list[str] = []
     for line in text.splitlines():
         if (frame := _FRAME.match(line)) is not None:

@@ -14,8 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools")
-    + ("redact", "bundle", "tails"),
+    0: (
+        *(
+            "storage",
+            "clock",
+            "config",
+            "log",
+            "canonical",
+            "audit_lines",
+            "audit_read",
+            "audit_verify",
+            "storage_tools",
+        ),
+        *("redact", "bundle", "tails"),
+    ),
     1: ("rules",),
     2: (
         "hub",
@@ -41,6 +53,7 @@ FLOORS = {
         "explaining",
         "diagnosis",
         "diagnosis_files",
+        "diagnosis_live",
         "diagnosis_of",
         "store_check",
         "store_copy",

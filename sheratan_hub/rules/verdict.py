@@ -1,7 +1,7 @@
-"""What looks wrong with a hub, by its signs: the hub itself, its store, its disks, its audit log, its callers.
+"""What looks wrong with a hub, by its signs: the hub itself, its store, its disks, its audit log.
 
-What keeps the queue from moving is judged in `verdict_queue.py`. Each finding names its evidence, what to do, and an
-entry of docs/runbook.md.
+What keeps the queue from moving is judged in `verdict_queue.py`, who calls in `verdict_callers.py`. Each finding names
+its evidence, what to do, and an entry of docs/runbook.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sheratan_hub.clock import rfc3339
-from sheratan_hub.rules.signs import SEVERITIES, DiskSign, Finding, Said, Severity, Signs, Told
+from sheratan_hub.rules.signs import SEVERITIES, DiskSign, Finding, Said, Severity, Signs
+from sheratan_hub.rules.verdict_callers import bursts, clocks, failed_loops, integrity, rotation, slow_commits
 from sheratan_hub.rules.verdict_queue import (
     backpressure,
     dead_letters,
@@ -19,15 +20,6 @@ from sheratan_hub.rules.verdict_queue import (
     saturated,
     silent_nodes,
 )
-
-MINUTE_MS, HOUR_MS = 60_000, 3_600_000
-
-SLOW_COMMIT_MS = 100.0
-"""A commit that takes this long on average makes everybody wait."""
-
-SKEW_MS = 30_000
-
-STRAGGLERS_SHOWN = 20
 
 CODES: dict[str, tuple[Severity, str]] = {
     "hub-down": ("critical", "hub-down"),
@@ -85,12 +77,12 @@ def _hub(signs: Signs) -> Iterator[Said]:
         yield "hub-down", f"The {planes} plane does not answer, though the hub runs.", evidence, do, None
     elif signs.held_by:
         evidence["held_by"] = signs.held_by
-        do = (
+        checks = (
             "Compare the addresses with those that it was started with; sheratan-hub serve prints them.",
             "If they are right it hangs: end that process (SIGTERM, then SIGKILL) and start it again.",
         )
         text = f"The hub does not answer, but {signs.held_by} holds its store: it hangs, or listens elsewhere."
-        yield "hub-down", text, evidence, do, None
+        yield "hub-down", text, evidence, checks, None
     elif not signs.began:
         do = ("Name the directory or the settings of the hub: --data-dir DIR, --config FILE.", start)
         yield "hub-down", "No hub answers, and none has ever run with this data directory.", evidence, do, None
@@ -120,6 +112,7 @@ STORE_ADVICE = {
 def _store(signs: Signs) -> Iterator[Said]:
     """A store that cannot be read, or in which something does not fit."""
     store = signs.store
+    do: tuple[str, ...]
     if store.state != "ok" and store.text:
         severity: Severity | None = "warning" if store.state in ("missing", "unknown") else None
         text = f"The store cannot be read: {store.text}"
@@ -169,6 +162,7 @@ def _disks(signs: Signs) -> Iterator[Said]:
 def _audit(signs: Signs) -> Iterator[Said]:
     """An audit log that cannot be written, or whose chain is broken."""
     audit = signs.audit
+    do: tuple[str, ...]
     if audit.trouble:
         text = f"The audit log cannot be written: {audit.trouble}. Unless [audit] required is off nothing is changed."
         do = (
@@ -184,121 +178,6 @@ def _audit(signs: Signs) -> Iterator[Said]:
         yield "audit-broken", text, {"broken": audit.broken}, do, None
 
 
-def _most(told: Sequence[Told]) -> int:
-    """The most of these events that were told of within a minute."""
-    best = total = first = 0
-    for one in told:
-        total += one.count
-        while told[first].at <= one.at - MINUTE_MS:
-            total -= told[first].count
-            first += 1
-        best = max(best, total)
-    return best
-
-
-def _recent(signs: Signs, event: str) -> list[Told]:
-    """What the audit log tells of it, of the last hour."""
-    return [one for one in signs.told if one.event == event and one.at > signs.now - HOUR_MS]
-
-
-def _who(told: Iterable[Told]) -> list[str]:
-    """Who did it most."""
-    counts: dict[str, int] = {}
-    for one in told:
-        counts[one.who] = counts.get(one.who, 0) + one.count
-    return sorted(counts, key=lambda who: (-counts[who], who))[:5]
-
-
-BURSTS = {
-    "AUTH_FAILURE": (
-        "auth-burst",
-        "{n} requests with a wrong token or without one came within a minute, most from {who}.",
-        (
-            "sheratan-hub audit search --event AUTH_FAILURE tells who and how; missing_token is a client without one.",
-            "If it is yours, give it the token; else keep it out with a firewall. Valid tokens are not held up by it.",
-        ),
-    ),
-    "PORT_MISMATCH": (
-        "port-mismatch",
-        "{n} requests came to the wrong port within a minute, most from {who}.",
-        ("Nodes check in on the control plane, work is handed out on the data plane: exchange the two URLs there.",),
-    ),
-}
-
-
-def _bursts(signs: Signs) -> Iterator[Said]:
-    """More events of a kind than there should be."""
-    for event, (code, text, do) in BURSTS.items():
-        told = _recent(signs, event)
-        n, who = _most(told), _who(told)
-        if n > signs.bursts.get(event, 20):
-            evidence = {"event": event, "within_a_minute": n, "who": who, "last_at": rfc3339(told[-1].at)}
-            yield code, text.format(n=n, who=who[0]), evidence, do, None
-
-
-def _integrity(signs: Signs) -> Iterator[Said]:
-    """Results that did not match their proof."""
-    told = _recent(signs, "RESULT_INTEGRITY_FAIL")
-    if told:
-        who, reasons = _who(told), sorted({one.reason for one in told})
-        text = f"{sum(one.count for one in told)} results did not match their proof, most from {who[0]}."
-        do = (
-            "sha_mismatch: the result was changed on its way, or the worker computes another hash. "
-            "sig_mismatch: its SHERATAN_RESULT_HMAC_KEY is another one.",
-            "Drain that node until it is understood: sheratan-hub nodes drain ID.",
-        )
-        yield "integrity", text, {"who": who, "reasons": reasons}, do, None
-
-
-def _rotation(signs: Signs) -> Iterator[Said]:
-    """A rotation under way, with nodes that would be locked out at its end."""
-    turning = signs.turning
-    if turning is None or not turning.stragglers:
-        return
-    n = len(turning.stragglers)
-    when = f"at {rfc3339(turning.until)}" if turning.until else "when it is ended"
-    who = ", ".join(turning.stragglers[:5]) + (" ..." if n > 5 else "")
-    text = f"The token is being rotated, and {n} nodes still use the old one ({who}): they are locked out {when}."
-    do = (
-        "Give these nodes the new token; sheratan-hub tokens status shows who is left.",
-        "If there is not the time, begin again with a later end: sheratan-hub tokens abandon, then tokens rotate.",
-    )
-    soon = bool(turning.until) and turning.until - signs.now < HOUR_MS
-    evidence = {
-        "stragglers": list(turning.stragglers[:STRAGGLERS_SHOWN]),
-        "count": n,
-        "until": rfc3339(turning.until) if turning.until else None,
-    }
-    yield "rotation-stragglers", text, evidence, do, "critical" if soon else None
-
-
-def _commits(signs: Signs) -> Iterator[Said]:
-    """Commits that take long."""
-    if signs.commit_ms is not None and signs.commit_ms >= SLOW_COMMIT_MS:
-        text = f"A commit takes {signs.commit_ms:.0f} ms on average: everybody waits for the disk."
-        do = ("Look who else writes to the store's disk; move the store to a faster one, or use file://.",)
-        yield "commit-latency", text, {"commit_ms": round(signs.commit_ms)}, do, None
-
-
-def _clocks(signs: Signs) -> Iterator[Said]:
-    """Nodes whose clock is off."""
-    off = [one for one in signs.nodes if abs(one.skew_ms) >= SKEW_MS and one.state == "ONLINE"]
-    if off:
-        worst = max(off, key=lambda one: abs(one.skew_ms))
-        text = f"The clocks of {len(off)} nodes differ from the hub's, that of {worst.node_id} by"
-        do = ("Let NTP set them. The hub goes by its own clock only; what suffers are their own logs and times.",)
-        evidence = {"nodes": [one.node_id for one in off[:STRAGGLERS_SHOWN]]}
-        yield "clock-skew", f"{text} {worst.skew_ms / 1000:.0f} s.", evidence, do, None
-
-
-def _loops(signs: Signs) -> Iterator[Said]:
-    """Background work that has failed."""
-    if signs.failed_loops:
-        text = f"Background work has failed since the start: {', '.join(sorted(signs.failed_loops))}."
-        do = ("It is tried again each time; the logs tell why it failed.",)
-        yield "loop-errors", text, {"errors": signs.failed_loops}, do, None
-
-
 CHECKS: tuple[Callable[[Signs], Iterator[Said]], ...] = (
     _hub,
     _disks,
@@ -310,10 +189,10 @@ CHECKS: tuple[Callable[[Signs], Iterator[Said]], ...] = (
     backpressure,
     silent_nodes,
     dead_letters,
-    _bursts,
-    _integrity,
-    _rotation,
-    _commits,
-    _clocks,
-    _loops,
+    bursts,
+    integrity,
+    rotation,
+    slow_commits,
+    clocks,
+    failed_loops,
 )

@@ -1,4 +1,4 @@
-"""What keeps the queue from moving, by a hub's signs: pauses, nodes that cannot or do not come, limits, dead letters."""
+"""What keeps the queue from moving, by a hub's signs: pauses, nodes that cannot or do not come, limits, failures."""
 
 from __future__ import annotations
 
