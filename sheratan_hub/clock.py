@@ -178,3 +178,8 @@ def rfc3339(ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 UTC with `Z` and three decimals."""
     moment = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def stopwatch() -> float:
+    """Seconds of a clock that never goes back, to measure how long something took. Nothing is decided by it."""
+    return time.perf_counter()

@@ -53,7 +53,7 @@ class Hub:
         self.store, self.clock, self.limits = store, clock, limits or Limits()
         self.waiting = Waiting()
         self.ready = False
-        self.max_polls = max_polls
+        self.max_polls, self.max_waiting = max_polls, max_waiting
         self._observers: list[Observer] = []
         self._undelivered: list[Command] = []
         self.delays_after: str | None = ""
@@ -384,8 +384,9 @@ WORTH_WAITING = ("no_job", "inflight_limit", "node_full", "paused", "throttled")
 """Reasons that a long poll waits on; any other is told at once."""
 
 
-KEPT = ("attestation:", "job:", "key", "node:", "read")
-"""How the facets begin that are told together; those of single nodes, sources and missions grow without bound."""
+KEPT = ("attestation:", "job:", "key", "node", "read")
+"""How the facets begin that are told together; `node` finds `nodes:` too, `read` finds `ready:`. Those of single nodes, sources and missions
+grow without bound."""
 
 FREES_MIN_MS, FREES_MAX_MS = 100, 1000
 """The bounds of how long a pull is asked to wait for a lease to end; the sweep sees a second ahead."""

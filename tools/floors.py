@@ -38,6 +38,7 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "token_uses",
     ),
     3: ("web",),
     4: (

@@ -117,16 +117,18 @@ async def test_the_control_planes_json_tells_the_story(clock_and_site: tuple[Vir
 
 async def test_the_text_tells_the_same_story(clock_and_site: tuple[VirtualClock, Site]) -> None:
     _, site = clock_and_site
-    found = await samples(site)
+    found = {**await samples(site, "control"), **await samples(site)}
     jobs = {status: found["sheratan_jobs", (status,)] for status in ("pending", "running", "completed", "failed")}
     assert jobs == {"pending": 3, "running": 2, "completed": 1, "failed": 1}
     assert {state: found["sheratan_nodes", (state,)] for state in ("ONLINE", "STALE", "DEAD")} == {
         **{"ONLINE": 1, "STALE": 1, "DEAD": 1}
     }
     assert found["sheratan_idempotency_keys", ()] == 1
-    refusals = {"invalid_token": 1, "missing_token": 1, "port_mismatch": 1, "queue_full": 1}
-    refusals |= {"idempotency_key_collision": 1, "result_integrity_fail": 1}
-    assert {code: found["sheratan_refusals_total", (code,)] for code in refusals} == refusals
+    refusals = {("control", "invalid_token"): 1, ("control", "missing_token"): 1, ("control", "port_mismatch"): 1}
+    refusals |= {("data", "queue_full"): 1, ("data", "idempotency_key_collision"): 1}
+    refusals |= {("data", "result_integrity_fail"): 1, ("data", "port_mismatch"): 0, ("control", "queue_full"): 0}
+    told = {labels: found["sheratan_refusals_total", tuple(sorted(labels, reverse=True))] for labels in refusals}
+    assert told == refusals
     events = {"job.completed": 1, "job.retry": 1, "job.lost": 1, "job.failed": 1, "key.hit": 1, "pull.saturated": 1}
     assert {name: found["sheratan_events_total", (name,)] for name in events} == events
     assert found["sheratan_http_requests_total", ("data", "/api/jobs", "429")] == 1
@@ -150,7 +152,8 @@ async def test_prometheus_gets_text_and_openmetrics_when_it_asks(site: Site, pla
     _, text, headers = await site.ask(plane, "GET", "/metrics")
     assert headers["Content-Type"].startswith("text/plain")
     names = {family.name for family in parse_text(text)}
-    assert {"sheratan_jobs", "sheratan_events", "sheratan_http_requests", "sheratan_build_info"} <= names
+    own = "sheratan_jobs" if plane == "data" else "sheratan_nodes"
+    assert {own, "sheratan_events", "sheratan_http_requests", "sheratan_build_info"} <= names
     assert "process_cpu_seconds" in names
     _, text, headers = await site.ask(plane, "GET", "/metrics", headers={"Accept": OPENMETRICS})
     assert headers["Content-Type"].startswith("application/openmetrics-text")
