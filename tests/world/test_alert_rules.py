@@ -34,17 +34,12 @@ def test_every_alert_fires_when_it_should_and_is_silent_when_it_should_not() -> 
 
 
 def test_every_alert_has_a_case_of_each_kind() -> None:
-    told = [(name, silent is not None) for name, silent in CASE.findall(CASES.read_text())]
     cases = re.findall(r"alertname: (\w+)\n +exp_alerts:( \[\])?", CASES.read_text())
-    assert len(cases) >= len(told)
     names = [one.name for one in alerts()]
     assert {name for name, silent in cases if silent} == set(names)
     assert {name for name, silent in cases if not silent} == set(names)
     assert {f"Sheratan{name}" for name in ASKED} <= set(names)
     assert len(set(names)) == len(names)
-
-
-CASE = re.compile(r"- name: '(\w+) (?:fires|(is silent))")
 
 
 def test_every_alert_says_how_bad_it_is_what_it_is_and_where_to_look() -> None:
@@ -76,7 +71,7 @@ def test_every_metric_and_label_that_is_asked_for_exists(place: str) -> None:
     plain = re.sub(r'"[^"]*"', '""', expr)
     named = set(re.findall(r"\b(?:hub:)?sheratan_\w+(?::\w+)?", plain))
     assert named <= names_of() | recorded(), place
-    for name, selector in re.findall(r"\b(\w+)\{([^}]*)\}", expr):
+    for name, selector in re.findall(r"(?<![\w:])(\w+)\{([^}]*)\}", expr):
         family = labels.get(re.sub(r"_(bucket|sum|count)$", "", name) if name not in labels else name)
         if family is None:
             assert name in OTHERS, name
