@@ -40,7 +40,7 @@ _TO_THE_END = re.compile(
     r"|idempotency[_-]?key|params|payload|headers))"
     r"(?:\\?[\"'])?\s*(?:[:=]|(?<=bearer)\s)\s*\S.*"
 )
-_USERINFO = re.compile(r"(://)[^\s/]*@")
+_USERINFO = re.compile(r"(://)\S*@")
 _WEB_PATH = re.compile(r"(?i)\b(https?://[^\s/?#\"'\\]+)[/?#][^\s\"']*")
 _WORD = re.compile(r"[A-Za-z0-9+=%]{20,}")
 _BYTES = re.compile(r"\bb(['\"]).*?(?<!\\)\1")

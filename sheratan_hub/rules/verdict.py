@@ -25,24 +25,26 @@ CODES: dict[str, tuple[Severity, str]] = {
     "hub-down": ("critical", "hub-down"),
     "disk-full": ("critical", "disk-full"),
     "store-damaged": ("critical", "store-damaged"),
-    "audit-broken": ("critical", "audit-broken"),
+    "store-down": ("critical", "store-down"),
+    "audit-not-writable": ("critical", "audit-log-not-writable"),
+    "audit-broken": ("critical", "audit-log-broken"),
     "mass-silence": ("critical", "mass-silence"),
     "paused": ("warning", "queue-stuck"),
-    "no-capable-node": ("warning", "no-capable-node"),
-    "nodes-silent": ("warning", "node-down"),
-    "policy-denies": ("warning", "no-capable-node"),
-    "saturated": ("warning", "saturated"),
+    "no-capable-node": ("warning", "queue-stuck"),
+    "nodes-silent": ("warning", "node-stale-or-dead"),
+    "policy-denies": ("warning", "policy-denials"),
+    "saturated": ("warning", "inflight-limit-reached"),
     "queue-stuck": ("critical", "queue-stuck"),
-    "backpressure": ("warning", "backpressure"),
-    "node-down": ("warning", "node-down"),
-    "dead-letters": ("warning", "dead-letters"),
-    "auth-burst": ("warning", "auth-burst"),
+    "backpressure": ("warning", "queue-full"),
+    "node-down": ("warning", "node-stale-or-dead"),
+    "dead-letters": ("warning", "dead-letters-growing"),
+    "auth-burst": ("warning", "auth-failures"),
     "port-mismatch": ("warning", "port-mismatch"),
-    "integrity": ("warning", "integrity"),
-    "rotation-stragglers": ("warning", "rotation-stragglers"),
-    "commit-latency": ("warning", "commit-latency"),
+    "integrity": ("warning", "integrity-failures"),
+    "rotation-stragglers": ("warning", "rotation-with-stragglers"),
+    "commit-latency": ("warning", "commits-slow"),
     "clock-skew": ("warning", "clock-skew"),
-    "loop-errors": ("note", "hub-down"),
+    "loop-errors": ("note", "background-work-fails"),
 }
 """Every code with its usual severity and its entry in docs/runbook.md; of equal severity causes come first."""
 
@@ -129,7 +131,7 @@ def _store(signs: Signs) -> Iterator[Said]:
         else:
             text = f"The store refuses to be written: {store.not_writing}"
             do = ("Look at its disk and its log.", "Start the hub again once that is mended.")
-            yield "store-damaged", text, {"store": store.not_writing}, do, None
+            yield "store-down", text, {"store": store.not_writing}, do, None
 
 
 FULL = ("full", "read-only", "forbidden")
@@ -168,7 +170,7 @@ def _audit(signs: Signs) -> Iterator[Said]:
         do = (
             "Make it writable: room on its disk, rights of the file and of its directory. The hub goes on by itself.",
         )
-        yield "audit-broken", text, {"trouble": audit.trouble}, do, None
+        yield "audit-not-writable", text, {"trouble": audit.trouble}, do, None
     if audit.broken:
         text = f"The chain of the audit log is broken: {audit.broken}"
         do = (

@@ -132,13 +132,9 @@ def saturated(signs: Signs) -> Iterator[Said]:
     elif full:
         text = f"{len(full)} of the oldest jobs wait for nodes that are full or busy."
         do = ("Add nodes, or raise the workers' --concurrency.",)
-        yield (
-            "saturated",
-            text,
-            {"jobs": _ids(full), "inflight": running, "limit": most},
-            do,
-            _by_age(signs, full, "note"),
-        )
+        lasting = max(one.age_ms for one in full) >= STUCK_MS
+        evidence = {"jobs": _ids(full), "inflight": running, "limit": most}
+        yield "saturated", text, evidence, do, None if lasting else "note"
 
 
 def backpressure(signs: Signs) -> Iterator[Said]:
@@ -194,10 +190,10 @@ def dead_letters(signs: Signs) -> Iterator[Said]:
     yield "dead-letters", text, evidence, do, None if many else "note"
 
 
-def _by_age(signs: Signs, waits: Sequence[Wait], young: Severity | None = None) -> Severity | None:
-    """Worse once they have waited long and nothing runs."""
+def _by_age(signs: Signs, waits: Sequence[Wait]) -> Severity | None:
+    """Worse than usual once they have waited long and nothing runs."""
     stuck = max(one.age_ms for one in waits) >= STUCK_MS and not signs.count("job:running")
-    return "critical" if stuck and young is None else young
+    return "critical" if stuck else None
 
 
 def _ids(waits: Sequence[Wait]) -> list[str]:
