@@ -64,9 +64,7 @@ def alerts() -> list[Alert]:
         name, _, body = block.partition("\n")
         expr = re.search(r"^ +expr: (?:>-\n)?(.*?)\n +(?:for|labels):", body, re.DOTALL | re.MULTILINE)
         assert expr, name
-        parts = {
-            key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)
-        }
+        parts = {key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)}
         found.append(Alert(name, " ".join(expr[1].split()), *(pairs(parts[one]) for one in ("labels", "annotations"))))
     return found
 
@@ -150,9 +148,7 @@ class Prometheus:
         """The value of each series by its labels, sorted and without the name."""
         found = self.ask("query", query=expr)["result"]
         return {
-            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(
-                one["value"][1]
-            )
+            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(one["value"][1])
             for one in found
         }
 

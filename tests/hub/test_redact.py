@@ -1,4 +1,4 @@
-"""What is taken out of what leaves the machine: known secrets in any form, what stands behind telling names, long noise."""
+"""What is taken out of what leaves the machine: known secrets in any form, what stands behind telling names, noise."""
 
 from __future__ import annotations
 
