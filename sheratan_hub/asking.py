@@ -39,8 +39,9 @@ class Planes(NamedTuple):
         """The URL of a plane."""
         return (self.control if plane == "control" else self.data).rstrip("/")
 
-    def ask(self, plane: str, path: str, seconds: float = PROBE_SECONDS) -> bytes:
+    def ask(self, plane: str, path: str, seconds: float = 0) -> bytes:
         """The body of a successful answer. Raises `Refusal`, `Silence`."""
+        seconds = seconds or PROBE_SECONDS
         request = urllib.request.Request(  # noqa: S310 - the scheme is that of the settings
             self.url(plane) + path, headers={"Authorization": f"Bearer {self.token}", "Accept": "*/*"}
         )
