@@ -342,7 +342,8 @@ def test_no_secret_and_nothing_of_a_job_is_in_a_bundle_of_either_kind(hub: Hub, 
     (tmp_path / "next.token").write_text(can["next"])
     (tmp_path / "hook").write_text(f"https://hooks.example/services/{can['webhook']}")
     (tmp_path / "hub.toml").write_text(
-        f"# {can['active']}\n[auth]\ntoken_next_file = '{tmp_path}/next.token'\nrotation_until = '2999-01-01T00:00:00Z'\n"
+        f"# {can['active']}\n[auth]\ntoken_next_file = '{tmp_path}/next.token'\n"
+        "rotation_until = '2999-01-01T00:00:00Z'\n"
         f"[alerts]\nin_process = true\nwebhook_file = '{tmp_path}/hook'\nwebhook_hosts = ['hooks.example']\n"
         "[log]\nlevel = 'debug'\n"
     )
