@@ -32,7 +32,7 @@ log = logging.getLogger("sheratan.diagnosis")
 LINES_PIECE = 20
 """Lines of a log that one slice of work looks at."""
 
-SLICE_MS, SHARE, REST_MOST_MS = 2, 10, 500
+SLICE_MS, SHARE, REST_MOST_MS = 2, 10, 250
 """Work goes on for so long; then others have the hub until it was a tenth of the time that has passed."""
 
 

@@ -290,7 +290,7 @@ CANARIES |= {
 def forms(secret: str) -> Iterator[bytes]:
     """Plain, escaped, quoted, hex, base64 at every place, turned round, packed."""
     yield from (text for texts in encodings(secret).values() for text in texts)
-    yield secret[::-1].encode()
+    yield from (secret[::-1].encode(), json.dumps(secret[::-1])[1:-1].encode())
     yield base64.b64encode(secret[::-1].encode())
     yield gzip.compress(secret.encode(), mtime=0)[10:-8]
     yield base64.b64encode(gzip.compress(secret.encode(), mtime=0))
@@ -329,6 +329,7 @@ def plant(hub: Hub, tmp_path: Path) -> None:
         },
         {**line, "event": f"connecting to {POSTGRES.format(can['password'])} with {can['hmac'][::-1]}"},
         {**line, "event": base64.b64encode(f"user:{can['active']}".encode()).decode()},
+        {**line, "event": f"the words are {can['env']}, {can['env'][::-1]}, {can['next'][::-1]} and {can['active']}"},
         {**line, "event": f"posting to https://hooks.example/{can['webhook']}", "body": can["result"]},
     ]
     with (tmp_path / "var/logs/hub_data.jsonl").open("a") as log:
@@ -362,7 +363,7 @@ def test_no_secret_and_nothing_of_a_job_is_in_a_bundle_of_either_kind(hub: Hub, 
     places = {"output": out.encode(), "said": said.encode()}
     for name in ("up.zip", "down.zip"):
         members = opened(tmp_path / name)
-        assert len(members["logs/hub_data.jsonl"].splitlines()) >= 7
+        assert len(members["logs/hub_data.jsonl"].splitlines()) >= 8
         assert not [one for one in members if one.startswith("errors/")]
         assert json.loads(members["waiting.json"])["jobs"]
         places |= {f"{name}:{member}": data for member, data in members.items()}
