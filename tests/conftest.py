@@ -50,7 +50,7 @@ class Site:
         async with self.session.request(method, self.url(plane, path), **options) as answer:
             body = await answer.read()
             kind = answer.headers.get("Content-Type", "")
-            parsed = await answer.json(content_type=None) if "json" in kind else body.decode()
+            parsed = await answer.json(content_type=None) if "json" in kind else body.decode(errors="replace")
             return answer.status, parsed, dict(answer.headers)
 
     async def data(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:

@@ -14,7 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "storage_tools"),
+    0: (
+        *(
+            "storage",
+            "clock",
+            "config",
+            "log",
+            "canonical",
+            "audit_lines",
+            "audit_read",
+            "audit_verify",
+            "storage_tools",
+        ),
+        *("redact", "bundle", "tails"),
+    ),
     1: ("rules",),
     2: (
         "hub",
@@ -39,11 +52,16 @@ FLOORS = {
         "policy_files",
         "explaining",
         "token_uses",
+        "diagnosis",
+        "diagnosis_files",
+        "diagnosis_live",
+        "diagnosis_of",
         "store_check",
         "store_copy",
         "store_backup",
         "store_repair",
         "unsaved",
+        "token_uses",
     ),
     3: ("web",),
     4: (
@@ -59,6 +77,9 @@ FLOORS = {
         "cli_target",
         "cli_tokens",
         "watching",
+        "cli_diagnose",
+        "diagnosis_offline",
+        "asking",
         "cli_dlq",
         "cli_jobs",
         "cli_missions",

@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Timer
 from time import monotonic as now
 
+from tools import prometheus
+
 BUDGETS = {"rules": 60, "stores": 120, "hub": 100, "model": 240, "web": 240, "world": 80, "e2e": 300}
 """Seconds a suite may take on two cores: about three times what it takes on a machine that does nothing else."""
 
@@ -74,7 +76,12 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def install_tools() -> None:
-    """Debian's packages that some tests run: installed if they are missing and this may be done."""
+    """Debian's packages that some tests run: installed if they are missing and this may be done. Prometheus, a service
+    there, is unpacked only."""
+    try:
+        prometheus.install()
+    except prometheus.Lacking as lacking:
+        print(lacking)
     missing = [package for name, package in TOOLS.items() if shutil.which(name) is None]
     if not missing or shutil.which("apt-get") is None:
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sheratan_hub.clock import Clock
-from sheratan_hub.storage import Key, Row, StoreRefused
+from sheratan_hub.storage import Key, Page, Row, StoreRefused
 from sheratan_hub.storage_tools import PIECE, PIECE_BYTES, About, Finding
 from sheratan_hub.storage_tools import Batch as Lines
 from sheratan_stores import file_folder, file_segments, file_snapshot
@@ -194,6 +194,7 @@ class FileReading:
         self.seq = seq
         self._folder, self._holder, self._state, self._ledger = folder, holder, state, ledger
         self._ids: dict[str, list[str]] = {}
+        self._indexed = False
 
     async def kinds(self) -> list[str]:
         """See `Reading.kinds`."""
@@ -241,6 +242,29 @@ class FileReading:
             return self._ledger.read(after, limit)
         except OSError as error:
             raise StoreRefused(f"{self._folder} cannot be read: {error.strerror}") from error
+
+    async def page(
+        self,
+        kind: str,
+        labels: Sequence[str | None] = (),
+        after: str | None = None,
+        limit: int = 100,
+        examine: int = 2000,
+        newest: bool = False,
+    ) -> Page:
+        """See `Store.page`. The first one makes the indexes, which is work for all rows."""
+        await self._index()
+        return self._state.page(kind, labels, after, limit, examine, newest)
+
+    async def heads(self, prefix: str = "") -> dict[str, int]:
+        """See `Store.heads`."""
+        await self._index()
+        return self._state.heads(prefix)
+
+    async def _index(self) -> None:
+        if not self._indexed:
+            await asyncio.to_thread(self._state.index)
+            self._indexed = True
 
     async def findings(self) -> list[Finding]:
         """See `Reading.findings`: whether `nodes_registry.json` tells the same, and who may read the files."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sheratan_hub.storage import Key, Row, StoreRefused
+from sheratan_hub.storage import Key, Page, Row, StoreRefused
 from sheratan_hub.storage_tools import PIECE, PIECE_BYTES, About, Batch, Finding
 from sheratan_stores import sqlite_format, sqlite_rows
 from sheratan_stores.lock import held_by
@@ -192,6 +192,22 @@ class SqliteReading:
         found = await self._run(lambda: self._db.execute(f"PRAGMA integrity_check({FOUND_MAX})").fetchall())
         told = [Finding("damaged", str(self._path), " ".join(text.split())) for (text,) in found if text != "ok"]
         return told + list(readable_by_others(self._path))
+
+    async def page(
+        self,
+        kind: str,
+        labels: Sequence[str | None] = (),
+        after: str | None = None,
+        limit: int = 100,
+        examine: int = 2000,
+        newest: bool = False,
+    ) -> Page:
+        """See `Store.page`."""
+        return await self._run(lambda: sqlite_rows.page(self._db, kind, labels, after, limit, examine, newest))
+
+    async def heads(self, prefix: str = "") -> dict[str, int]:
+        """See `Store.heads`."""
+        return await self._run(lambda: sqlite_rows.heads_from(self._db, prefix))
 
     def copy_into(self, target: sqlite3.Connection) -> None:
         """Copy all pages as they are. Raises sqlite3.Error."""

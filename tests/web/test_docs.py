@@ -24,7 +24,7 @@ from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.explaining import NODES_MAX
 from sheratan_hub.metrics.fleet_json import fleet_json
 from sheratan_hub.metrics.table import FAMILIES
-from sheratan_hub.rules import consistency, evidence, explain, jobs, missions, pull, sweep
+from sheratan_hub.rules import consistency, evidence, explain, jobs, missions, pull, sweep, verdict
 from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
 from sheratan_hub.rules.command import Code, Event
@@ -40,6 +40,7 @@ from sheratan_hub.web.errors import STATUS
 from sheratan_hub.web.query import PAGE_DEFAULT, PAGE_MAX
 from sheratan_hub.web.routes import ROUTES
 from tests.conftest import TOKEN, MakeSite
+from tests.web.test_bundle import MEMBERS
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
@@ -180,6 +181,17 @@ def test_the_reference_names_every_state_and_no_other():
     assert sentence
     states = set(jobs.TRANSITIONS.values()) | {state for state, _ in jobs.TRANSITIONS}
     told_once(re.findall(r"`(\w+)`", sentence[1]), states)
+
+
+def test_the_reference_lists_every_finding_of_a_diagnosis_with_its_severity_and_no_other():
+    assert {row[0].strip("`"): row[1] for row in table("Findings")} == {
+        code: severity for code, (severity, _) in verdict.CODES.items()
+    }
+
+
+def test_the_reference_lists_every_member_of_a_bundle_and_no_other():
+    told = {name.partition("/")[0] for name in column("Diagnosis bundle")}
+    assert told == {name.partition("/")[0] for name in MEMBERS} | {"errors"}
 
 
 # Bodies and answers
@@ -478,7 +490,7 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
 
 def test_the_features_that_the_readme_says_are_missing_are_missing():
     paths = {route.path for route in ROUTES}
-    for later in ("/openapi.json", "/api/bundle"):
+    for later in ("/openapi.json",):
         assert not any(path.endswith(later) for path in paths), later
 
 
