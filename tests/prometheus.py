@@ -64,7 +64,9 @@ def alerts() -> list[Alert]:
         name, _, body = block.partition("\n")
         expr = re.search(r"^ +expr: (?:>-\n)?(.*?)\n +(?:for|labels):", body, re.DOTALL | re.MULTILINE)
         assert expr, name
-        parts = {key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)}
+        parts = {
+            key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)
+        }
         found.append(Alert(name, " ".join(expr[1].split()), *(pairs(parts[one]) for one in ("labels", "annotations"))))
     return found
 
@@ -148,7 +150,9 @@ class Prometheus:
         """The value of each series by its labels, sorted and without the name."""
         found = self.ask("query", query=expr)["result"]
         return {
-            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(one["value"][1])
+            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(
+                one["value"][1]
+            )
             for one in found
         }
 
@@ -214,7 +218,7 @@ def fires(folder: Path, minutes: list[Scrape], *, nothing_at: int, at_end: Itera
         for name in names
         if not any(one.get(name, 0.0) != one.get(name, 0.0) for one in minutes)  # NaN
     ]
-    firing = 'count by (alertname) (ALERTS{alertstate="firing"%s})'
+    firing = 'group by (alertname) (ALERTS{alertstate="firing"%s})'
     wanted = [
         {"expr": firing % f',alertname="{name}"', "eval_time": f"{len(minutes) - 1}m", "exp_samples": [fired(name)]}
         for name in at_end

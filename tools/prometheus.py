@@ -18,7 +18,9 @@ PROGRAMS = ("prometheus", "promtool")
 HOME = Path(__file__).parents[1] / ".venv" / "prometheus"
 """Where the package is unpacked, and found again by the next `make test`."""
 
-BY_HAND = f"install it, as root: apt-get install --no-install-recommends {PACKAGE}; or put {' and '.join(PROGRAMS)} on PATH"
+BY_HAND = (
+    f"install it, as root: apt-get install --no-install-recommends {PACKAGE}; or put {' and '.join(PROGRAMS)} on PATH"
+)
 
 
 class Lacking(Exception):

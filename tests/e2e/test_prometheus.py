@@ -47,10 +47,18 @@ def prometheus(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def story(served: Served) -> None:
     """Three jobs done, one failed for good, one waits and two run; and of what can be refused, some of each."""
     for node_id in ("n1", "n2"):
-        beat = {"node_id": node_id, "attestation": {"build_id": "b"}, "health": "YELLOW" if node_id == "n2" else "GREEN"}
+        beat = {
+            "node_id": node_id,
+            "attestation": {"build_id": "b"},
+            "health": "YELLOW" if node_id == "n2" else "GREEN",
+        }
         assert served.ask("POST", "/api/hosts/heartbeat", beat, served.control_port)["ok"]
     key = {"kind": "copy", "params": 1, "idempotency_key": "k1"}
-    assert [served.ask("POST", "/api/jobs", one)["ok"] for one in (key, key, {**key, "params": 2})] == [True, True, False]
+    assert [served.ask("POST", "/api/jobs", one)["ok"] for one in (key, key, {**key, "params": 2})] == [
+        True,
+        True,
+        False,
+    ]
     for n in range(3):
         if n:
             served.ask("POST", "/api/jobs", {"kind": "copy", "params": n})
@@ -150,7 +158,9 @@ def test_what_happened_while_it_looked_on_fires_and_what_did_not_does_not(promet
 
 
 def test_every_query_of_the_dashboard_brings_something(prometheus: Prometheus) -> None:
-    asked = [(panel, query.replace("$hub", "main").replace("$__rate_interval", "1m")) for panel, query in panel_queries()]
+    asked = [
+        (panel, query.replace("$hub", "main").replace("$__rate_interval", "1m")) for panel, query in panel_queries()
+    ]
     assert not any("$" in expr for _, expr in asked)
     found = {(panel, expr): prometheus.query(expr) for panel, expr in asked}
     assert [one for one, told in found.items() if not told and one[0] not in QUIET] == []

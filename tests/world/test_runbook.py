@@ -28,7 +28,9 @@ COMING = {"store", "diagnose"}
 def part(heading: str, level: int = 2) -> str:
     """What stands below a heading, up to the next of its level."""
     marks = "#" * level
-    found = re.search(rf"^{marks} {re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^{marks} {re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", RUNBOOK, re.MULTILINE | re.DOTALL
+    )
     assert found, heading
     return found[1]
 
@@ -117,7 +119,9 @@ def test_files_that_it_names_in_the_project_are_there() -> None:
 
 
 def test_commands_exist() -> None:
-    spoken = re.findall(r"`sheratan-hub ([^`\n]+)`", RUNBOOK) + re.findall(r"^sheratan-hub ([^#\n]+)", RUNBOOK, re.MULTILINE)
+    spoken = re.findall(r"`sheratan-hub ([^`\n]+)`", RUNBOOK) + re.findall(
+        r"^sheratan-hub ([^#\n]+)", RUNBOOK, re.MULTILINE
+    )
     assert len(spoken) > 40
     for text in spoken:
         words = text.split()
