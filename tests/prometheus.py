@@ -1,4 +1,4 @@
-"""Prometheus for tests: promtool, the shipped rules, a server of its own, and what hubs have told in the course of time."""
+"""Prometheus for tests: promtool, the shipped rules, a server of its own, and what hubs have told over time."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def alerts() -> list[Alert]:
         name, _, body = block.partition("\n")
         expr = re.search(r"^ +expr: (?:>-\n)?(.*?)\n +(?:for|labels):", body, re.DOTALL | re.MULTILINE)
         assert expr, name
-        parts = {
-            key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)
-        }
+        parts = dict(re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE))
         found.append(Alert(name, " ".join(expr[1].split()), *(pairs(parts[one]) for one in ("labels", "annotations"))))
     return found
 
@@ -188,7 +186,7 @@ class Prometheus:
 
 
 Scrape = Mapping[str, float]
-"""What both planes told at one time: the value of each series, written as PromQL does, with the labels of the scrape."""
+"""What both planes told at one time: the value of each series, as PromQL writes it, with the labels of the scrape."""
 
 
 def scrape(texts: Mapping[str, str | None], hub: str = "main") -> Scrape:

@@ -1,7 +1,7 @@
-"""A running hub is killed, filled, corrupted and starved in turn: the alert that belongs to it fires, and the runbook knows it.
+"""A running hub is killed, filled, corrupted and starved in turn: the right alert fires, and the runbook knows it.
 
-The shipped rules are held against what the hub really told. A minute of calm passes in an instant: the same scrape counts
-again, as long as nothing happens.
+The shipped rules are held against what the hub really told. A minute of calm passes in an instant: the same scrape
+counts again, as long as nothing happens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROCESS = {"SheratanHubDown", "SheratanHubRestarting", "SheratanEventLoopStuck"}
 """Those that are proved with a hub in a process of its own."""
 
 NOT_HERE = {"SheratanNotScraped", "SheratanCommandsWaiting", "SheratanAuditLinesLost"}
-"""A target that Prometheus lacks, and two that take tens of thousands of requests: their cases with the rules must do."""
+"""A target that Prometheus lacks, and two that take tens of thousands of requests: the cases of the rules must do."""
 
 
 def knows(names: set[str]) -> None:

@@ -1,6 +1,6 @@
 """What can go wrong with a running hub, done to it: each is killed, filled, corrupted or starved of something.
 
-`TROUBLES` names them. Each says which alerts must fire, tells the hub's minutes by `look`, and leaves the rest to the test.
+`TROUBLES` names them with the alerts that must fire. Each has the hub's minutes told by `look`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import namedtuple
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -282,7 +283,7 @@ class Trouble(NamedTuple):
     happens: Callable[[Watched], Awaitable[None]]
     alerts: tuple[str, ...]
     store: str = "memory"
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 NODES = NodeSettings(ttl_seconds=20, dead_seconds=60)

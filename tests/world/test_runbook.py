@@ -1,4 +1,4 @@
-"""The runbook against the alerts, the audit events, the code and the benchmarks: each knows the others, none tells of what is not there."""
+"""The runbook beside alerts, audit events, code and benchmarks: each knows the others."""
 
 from __future__ import annotations
 
