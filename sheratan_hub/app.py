@@ -24,6 +24,7 @@ from sheratan_hub.audit_check import AuditView
 from sheratan_hub.audit_lines import ALERTS_NAME, FILE_NAME
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url, until_ms
+from sheratan_hub.diagnosis_live import Inside
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.keyring import Keyring
@@ -167,6 +168,7 @@ class App:
             AuditView(self.audit, clock),
             Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
             self.telling,
+            Inside(),
         )
         self._watch = self._watching() if settings.alerts.in_process else None
         self._listeners: dict[str, Listener] = {}
@@ -201,6 +203,7 @@ class App:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         loops += self._looks.loops
         self.telling.watch_loops(loops)
+        self.services.inside.loops += loops
         self._lag.start()
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
@@ -210,6 +213,7 @@ class App:
             listener = self._listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), self._tls)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
             self.telling.watch(name, listener.connections)
+            self.services.inside.sockets[name] = listener.connections
             self.ports[name] = await self._listeners[name].start(place.host, place.port)
         gc.collect()
         gc.freeze()

@@ -15,6 +15,7 @@ import click
 from sheratan_hub import __version__
 from sheratan_hub.cli_access import access
 from sheratan_hub.cli_audit import audit, watch
+from sheratan_hub.cli_diagnose import diagnose
 from sheratan_hub.cli_dlq import dlq
 from sheratan_hub.cli_explain import jobs_explain
 from sheratan_hub.cli_jobs import jobs
@@ -23,6 +24,7 @@ from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
 from sheratan_hub.cli_policies import policies
 from sheratan_hub.cli_queue import limits, queue
+from sheratan_hub.cli_store import store
 from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
     EXIT_CONFIG,
@@ -69,10 +71,12 @@ main.add_command(tokens)
 main.add_command(access)
 main.add_command(policies)
 jobs.add_command(jobs_explain)
+main.add_command(diagnose)
 main.add_command(dlq)
 main.add_command(missions)
 main.add_command(queue)
 main.add_command(limits)
+main.add_command(store)
 
 
 @main.command()

@@ -32,7 +32,7 @@ class Target:
         cert: str | None = None,
         cert_key: str | None = None,
     ) -> None:
-        self._ca, self._cert, self._cert_key = ca, cert, cert_key
+        self.ca, self.cert, self.cert_key = ca, cert, cert_key
         self.control_url = control_url
         self.data_url = data_url
         self.token_file = token_file
@@ -48,7 +48,7 @@ class Target:
 
         token = self.token if self.token is not None else DEFAULT_TOKEN
         try:
-            tls = client_tls(self._ca, self._cert, self._cert_key) if self._ca or self._cert else None
+            tls = client_tls(self.ca, self.cert, self.cert_key) if self.ca or self.cert else None
             return HubClient(
                 self.control_url or CONTROL_URL,
                 self.data_url or DATA_URL,

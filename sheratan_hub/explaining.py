@@ -5,6 +5,7 @@ All of it is read by key or by bounded pages; no jobs are scanned.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,13 @@ async def explained(hub: Hub, job_id: str) -> Explained:
     return found
 
 
+async def explained_all(hub: Hub, jobs: Iterable[Job]) -> AsyncIterator[Explained]:
+    """Why each of these jobs is not running, as they were read; the nodes are read once, for all of them."""
+    nodes = await _nodes(hub)
+    for job in jobs:
+        yield await _explain(hub, job, nodes)
+
+
 async def _job(hub: Hub, job_id: str) -> Row:
     rows = await hub.fetch([job_key(job_id)])
     if not rows:
@@ -56,12 +64,12 @@ async def _job(hub: Hub, job_id: str) -> Row:
     return rows[0]
 
 
-async def _explain(hub: Hub, job: Job) -> Explained:
+async def _explain(hub: Hub, job: Job, nodes: tuple[list[Seen], bool] | None = None) -> Explained:
     if job.status == "running" or job.finished:
         found, world = explain(job, World(hub.clock.now(), hub.limits), ()), None
     else:
         world = await _world(hub, job)
-        seen, cut = await _nodes(hub)
+        seen, cut = nodes or await _nodes(hub)
         found = explain(job, world, seen, _line(hub, job), cut=cut)
     rate = rate_of(job.source, world.rates, hub.limits) if world is not None else None
     running = world.running if world is not None else 0

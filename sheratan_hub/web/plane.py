@@ -24,6 +24,7 @@ from sheratan_hub import log
 from sheratan_hub.audit_check import AuditView
 from sheratan_hub.clock import Clock
 from sheratan_hub.config import Settings
+from sheratan_hub.diagnosis_live import Inside
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Origin
 from sheratan_hub.keyring import ANYBODY, Holder
@@ -82,6 +83,7 @@ class Services:
     audit: AuditView
     failures: Failures
     telling: Telling
+    inside: Inside
 
 
 class Call(msgspec.Struct, eq=False):

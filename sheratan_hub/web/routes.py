@@ -5,6 +5,7 @@ from __future__ import annotations
 from sheratan_hub.web import (
     admin,
     auditing,
+    bundle,
     control,
     data,
     explain,
@@ -64,6 +65,7 @@ ROUTES = (
     Route("POST", "/api/fleet/reap", "control", nodes.reap, form=EmptyForm, body_optional=True),
     Route("GET", "/api/audit", "control", auditing.audit, "read"),
     Route("GET", "/api/alerts", "control", auditing.alerts, "read"),
+    Route("GET", "/api/bundle", "control", bundle.bundle, "admin"),
     Route("GET", "/api/tokens", "control", tokens.status),
     Route("POST", "/api/tokens/rotation", "control", tokens.rotate, form=RotationForm),
     Route("DELETE", "/api/tokens/rotation", "control", tokens.abandon),

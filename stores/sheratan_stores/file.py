@@ -23,6 +23,7 @@ from sheratan_stores.file_log import Log
 from sheratan_stores.file_registry import Registry
 from sheratan_stores.file_segments import FORMAT, Batch, Segment
 from sheratan_stores.file_snapshot import Totals
+from sheratan_stores.file_tools import FileTools
 from sheratan_stores.lock import FileLock
 from sheratan_stores.state import State, StateTx, pack
 
@@ -35,7 +36,7 @@ COMPACT_BYTES = 128 << 20
 """So much log, and as much as the last snapshot has, is there before a new snapshot is taken."""
 
 
-class FileStore:
+class FileStore(FileTools):
     """Keeps everything in the folder named by the URL: the text after `file://`, as it stands."""
 
     api: ClassVar[int] = API
@@ -230,6 +231,16 @@ class FileStore:
             counts = dict(self._state.counts)
             totals = Totals(FORMAT, self._number, self._seq, self._events.pruned, counts)
             self._compacting = asyncio.create_task(self._compact(totals))
+
+    async def rewrite(self) -> None:
+        """Begin a new segment and take a snapshot for all before it, now. Raises OSError, `StoreDown`."""
+        async with self._transaction:
+            self._check()
+            await self._log.turn()
+            self._number = self._log.number
+            totals = Totals(FORMAT, self._number, self._seq, self._events.pruned, dict(self._state.counts))
+            self._snapshot_bytes = await compact(self.folder, self._state, totals, self._sync)
+            self._log.logged = 0
 
     async def _compact(self, totals: Totals) -> None:
         logged = self._log.logged

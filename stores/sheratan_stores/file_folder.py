@@ -13,6 +13,7 @@ from sheratan_stores import file_segments, file_snapshot
 from sheratan_stores.file_disk import replace, sync_folder
 from sheratan_stores.file_ledger import Ledger
 from sheratan_stores.file_segments import FORMAT, Batch, Tail, newer
+from sheratan_stores.file_snapshot import Totals
 from sheratan_stores.state import State, key_of
 
 MARK = "store.json"
@@ -53,15 +54,15 @@ def look(folder: Path) -> bool:
     try:
         if MARK not in names:
             return _may_become_one(folder, names)
-        mark = msgspec.json.decode((folder / MARK).read_bytes(), type=Mark)
+        said = msgspec.json.decode((folder / MARK).read_bytes(), type=Mark)
     except OSError as error:
         raise StoreRefused(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StoreRefused(f"{folder / MARK} is damaged: {error}") from error
-    if mark.store != "file":
-        raise StoreRefused(f"{folder} is a store of another kind: {mark.store}")
-    if mark.format > FORMAT:
-        raise StoreRefused(newer(folder / MARK, mark.format))
+    if said.store != "file":
+        raise StoreRefused(f"{folder} is a store of another kind: {said.store}")
+    if said.format > FORMAT:
+        raise StoreRefused(newer(folder / MARK, said.format))
     return True
 
 
@@ -78,13 +79,18 @@ def make(folder: Path, size: int) -> None:
     """Make the folder an empty store whose first segment has `size` bytes. Raises OSError, having taken all back."""
     try:
         file_segments.make(folder, 1, size)
-        replace(folder / MARK, msgspec.json.encode(Mark("file", FORMAT)) + b"\n")
-        sync_folder(folder)
+        mark(folder)
     except OSError:
         for path in (folder / MARK, folder / FIRST):
             with suppress(OSError):
                 path.unlink()
         raise
+
+
+def mark(folder: Path) -> None:
+    """Say that the folder is a store. Raises OSError."""
+    replace(folder / MARK, msgspec.json.encode(Mark("file", FORMAT)) + b"\n")
+    sync_folder(folder)
 
 
 def say_closed(folder: Path, log: int, end: int) -> None:
@@ -133,11 +139,19 @@ def check_closed(folder: Path, tail: Tail) -> None:
     """Refuse a log that ends elsewhere than when it was closed."""
     path = folder / CLOSED
     try:
-        closed = msgspec.json.decode(path.read_bytes(), type=Closed)
+        said = path.read_bytes()
     except FileNotFoundError:
         return
     except OSError as error:
         raise StoreRefused(f"{path} cannot be read: {error.strerror}") from error
+    check_end(folder, tail, said)
+
+
+def check_end(folder: Path, tail: Tail, said: bytes) -> None:
+    """The same, given what `closed.json` holds."""
+    path = folder / CLOSED
+    try:
+        closed = msgspec.json.decode(said, type=Closed)
     except ValueError as error:
         raise StoreRefused(f"{path} is damaged: {error}") from error
     if (closed.log, closed.end) != (file_segments.number_of(tail.path), tail.at):
@@ -162,14 +176,17 @@ class Reader:
         """The newest one, if there is any."""
         path = file_snapshot.latest(self._folder)
         if path is not None:
-            totals, self.snapshot_bytes = file_snapshot.read(path, self._keep)
-            self.first, self.seq = totals.snapshot, totals.seq
-            self.ledger.pruned = totals.pruned
-            self.state.count(totals.counts)
+            self.begin_with(*file_snapshot.read(path, self.keep))
+
+    def begin_with(self, totals: Totals, size: int) -> None:
+        """What a snapshot says beside its rows, and how many bytes it has."""
+        self.first, self.seq, self.snapshot_bytes = totals.snapshot, totals.seq, size
+        self.ledger.pruned = totals.pruned
+        self.state.count(totals.counts)
 
     def take(self, batch: Batch) -> None:
         """A batch of the log."""
-        self._keep(batch.rows)
+        self.keep(batch.rows)
         for kind, id in batch.gone:
             self.state.rows.get(kind, {}).pop(id, None)
         self.state.count(batch.counts)
@@ -187,7 +204,8 @@ class Reader:
         self.ledger.look(before)
         self.ledger.check(before)
 
-    def _keep(self, packed: list[bytes]) -> None:
+    def keep(self, packed: list[bytes]) -> None:
+        """Some packed rows, in the place of older ones."""
         for row in packed:
             kind, id = key_of(row)
             self.state.rows.setdefault(kind, {})[id] = row

@@ -53,6 +53,10 @@ class Log:
         if self._spare is None and self._segment.at * 2 > self._segment.size:
             self._spare = asyncio.create_task(self._make(0))
 
+    async def turn(self) -> None:
+        """Go on in the next segment, whatever room there is in this. Raises `StoreFull`, `StoreDown`."""
+        await self._switch(0)
+
     async def sync(self) -> None:
         """Bring to disk what was appended without. Raises `StoreDown`."""
         await whole(self._on_disk(lambda: self._segment.sync()))

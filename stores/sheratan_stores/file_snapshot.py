@@ -111,23 +111,29 @@ def read(path: Path, take: Callable[[list[bytes]], None]) -> tuple[Totals, int]:
 
     Raises `StoreRefused`.
     """
-    totals: Totals | None = None
-    rows, end, whole = 0, 0, False
     try:
         with path.open("rb", buffering=0) as file:
-            data = OnDisk(file.fileno())
-            for record in read_all(data, path.name):
-                end = record.end
-                if totals is None:
-                    totals = _totals(path, record.payload)
-                elif record.payload.isdigit():
-                    whole = int(record.payload) == rows and end == len(data)
-                else:
-                    some = decode_rows(record.payload)
-                    rows += len(some)
-                    take(some)
+            return read_open(path, file.fileno(), take)
     except OSError as error:
         raise StoreRefused(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_open(path: Path, file: int, take: Callable[[list[bytes]], None]) -> tuple[Totals, int]:
+    """The same of an open file, which need not be there any more. Raises OSError, too."""
+    totals: Totals | None = None
+    rows, end, whole = 0, 0, False
+    data = OnDisk(file)
+    try:
+        for record in read_all(data, path.name):
+            end = record.end
+            if totals is None:
+                totals = _totals(path, record.payload)
+            elif record.payload.isdigit():
+                whole = int(record.payload) == rows and end == len(data)
+            else:
+                some = decode_rows(record.payload)
+                rows += len(some)
+                take(some)
     except ValueError as error:
         raise StoreRefused(f"{path} is damaged: {error}") from error
     if totals is None or not whole:

@@ -43,6 +43,7 @@ from sheratan_stores.sqlite_connection import (
     snapshot,
 )
 from sheratan_stores.sqlite_rows import Record, row_of
+from sheratan_stores.sqlite_tools import SqliteTools
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ PRUNE_BATCHES = 500
 """How many ledger batches one transaction prunes, so that the first prune after a change of retention blocks nobody."""
 
 
-class SqliteStore:
+class SqliteStore(SqliteTools):
     """Keeps everything in the file named by the URL: the text after `sqlite://`, as it stands."""
 
     api: ClassVar[int] = API

@@ -43,8 +43,11 @@ STEPS: list[str] = [FORMAT_1]
 """Step i leads from format i to format i + 1. A step that has been released is never changed."""
 
 
-def look(path: Path) -> int:
-    """The format of the file at `path`, 0 if there is none yet. Changes nothing; raises `StoreRefused`."""
+def look(path: Path, *, whole: bool = True) -> int:
+    """The format of the file at `path`, 0 if there is none yet. Changes nothing; raises `StoreRefused`.
+
+    `whole`: what is in it is looked at, too, if it is not large.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -56,17 +59,17 @@ def look(path: Path) -> int:
         return 0
     if start != b"SQLite format 3\0":
         raise StoreRefused(f"{path} is not a SQLite database")
-    return _look_inside(path)
+    return _look_inside(path, whole=whole)
 
 
-def _look_inside(path: Path) -> int:
+def _look_inside(path: Path, *, whole: bool) -> int:
     # A log that was not folded in must be read too, but read-only: the last connection that may write would fold it.
     log = path.with_name(f"{path.name}-wal")
     mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as db:
             version = _format(db, path)
-            found = _first_damage(db, path)
+            found = _first_damage(db, path) if whole else None
     except sqlite3.Error as error:
         what = "is damaged" if error.sqlite_errorcode & 0xFF in DAMAGE else "cannot be opened"
         raise StoreRefused(f"{path} {what}: {error}") from error

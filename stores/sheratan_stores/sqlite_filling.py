@@ -1,0 +1,152 @@
+"""A SQLite store that is made out of given rows and events: under a draft's name, indexes last, synced, then linked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from sheratan_hub.storage import Row, StoreDown, StoreFull, StoreRefused
+from sheratan_hub.storage_tools import Batch
+from sheratan_stores import sqlite_format
+from sheratan_stores.file_disk import sync_folder
+from sheratan_stores.sqlite_connection import FULL
+from sheratan_stores.sqlite_reading import connect, log_of, reading
+from sheratan_stores.sqlite_rows import FIELDS, values_of
+
+T = TypeVar("T")
+
+INSERT = f"INSERT INTO rows ({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+FAST = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536", "temp_store = MEMORY")
+
+
+@contextmanager
+def filling(path: Path) -> Iterator[SqliteFilling]:
+    """A store that becomes the file at `path`."""
+    for there in (path, log_of(path)):
+        if there.exists() or there.is_symlink():
+            raise StoreRefused(f"{there} is there already, and nothing is overwritten")
+    made = SqliteFilling(path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What errors mean for who makes a file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = getattr(error, "sqlite_errorcode", 0) & 0xFF in FULL
+        text = f"{path} cannot be written: {error}"
+        raise StoreFull(text) if full else StoreDown(text) from error
+    except OSError as error:
+        raise StoreDown(f"{path} cannot be written: {error.strerror}") from error
+
+
+class SqliteFilling:
+    """See `Filling`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with writing(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self._draft.unlink()
+            self._db = new_file(self._draft)
+            self._indexes = [
+                (name, sql)
+                for name, sql in self._db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index'")
+                if sql is not None
+            ]
+            for name, _ in self._indexes:
+                self._db.execute(f"DROP INDEX {name}")
+            self._db.execute("BEGIN")
+
+    async def rows(self, rows: Sequence[Row]) -> None:
+        """See `Filling.rows`."""
+        await self._run(lambda: self._db.executemany(INSERT, map(values_of, rows)))
+
+    async def batches(self, batches: Sequence[Batch]) -> None:
+        """See `Filling.batches`."""
+        records = ((first, len(lines), at, b"\n".join(lines)) for first, at, lines in batches)
+        await self._run(lambda: self._db.executemany("INSERT INTO ledger VALUES (?, ?, ?, ?)", records))
+
+    async def finish(self, seq: int, counts: dict[str, int]) -> None:
+        """See `Filling.finish`."""
+        await self._run(lambda: self._finish(seq, counts))
+
+    def _finish(self, seq: int, counts: dict[str, int]) -> None:
+        db = self._db
+        db.executemany("INSERT INTO counts VALUES (?, ?)", [(facet, n) for facet, n in counts.items() if n])
+        db.execute("UPDATE meta SET value = ? WHERE key = 'seq'", (seq,))
+        for _, sql in self._indexes:
+            db.execute(sql)
+        db.execute("COMMIT")
+        db.close()
+        synced(self._draft)
+        try:
+            os.link(self._draft, self._path)
+        except FileExistsError:
+            raise StoreRefused(f"{self._path} is there already, and nothing is overwritten") from None
+        self._draft.unlink()
+        sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Remove the draft, if it is still one."""
+        self._db.close()
+        with suppress(OSError):
+            self._draft.unlink()
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        def run() -> T:
+            with writing(self._path):
+                return function()
+
+        return await asyncio.to_thread(run)
+
+
+def new_file(path: Path) -> sqlite3.Connection:
+    """An empty store of the present format, for quick writing without any safety. Raises OSError, sqlite3.Error."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    db = connect(path, "mode=rw")
+    for pragma in FAST:
+        db.execute(f"PRAGMA {pragma}")
+    sqlite_format.upgrade(db, 0)
+    return db
+
+
+def synced(path: Path) -> None:
+    """Wait until a file is on disk. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy the file page by page, as of one moment, beside who writes. Raises `StoreRefused`, `StoreDown`."""
+    with reading(path, is_open=False) as source, writing(to):
+        os.close(os.open(to, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with closing(connect(to, "mode=rw")) as target:
+            target.execute("PRAGMA synchronous = OFF")
+            source.copy_into(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+        synced(to)
+        sync_folder(to.parent)
+
+
+def compact(path: Path) -> None:
+    """Write the file anew without what was deleted, and fold the log in. Only for who holds the lock."""
+    with writing(path), closing(connect(path, "mode=rw")) as db:
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
