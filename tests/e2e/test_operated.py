@@ -6,8 +6,11 @@ counts again, as long as nothing happens.
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -53,6 +56,9 @@ async def test_the_right_alerts_fire_and_none_before(
     hub = Watched(site, clock, monkeypatch)
     await well(hub)
     await trouble.happens(hub)
+    if trouble.findings:
+        findings = hub.findings or await hub.diagnose()
+        assert set(trouble.findings) <= findings
     monkeypatch.undo()
     fires(tmp_path, hub.minutes, nothing_at=CALM - 1, at_end=trouble.alerts)
     knows(set(trouble.alerts))
@@ -76,6 +82,21 @@ def look(served: Served) -> Scrape:
     return scrape(texts)
 
 
+def diagnosed(served: Served) -> set[str]:
+    """What `diagnose` finds wrong beside a hub that does not answer."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "sheratan_hub", "diagnose", "--explain", "--json"],
+        cwd=served.directory,
+        env=served.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    return {one["code"] for one in json.loads(ran.stdout)["findings"]}
+
+
 def test_a_hub_that_is_starved_killed_and_whose_store_is_corrupted(tmp_path: Path) -> None:
     served = Served(tmp_path)
     try:
@@ -94,6 +115,7 @@ def test_a_hub_that_is_starved_killed_and_whose_store_is_corrupted(tmp_path: Pat
         served.kill()
         dead = [look(served)] * 3
         fires(tmp_path, calm + dead, nothing_at=CALM - 1, at_end=["SheratanHubDown"])
+        assert "hub-down" in diagnosed(served)
 
         restarts = []
         for _ in range(3):
@@ -109,6 +131,7 @@ def test_a_hub_that_is_starved_killed_and_whose_store_is_corrupted(tmp_path: Pat
         damaged = [look(served)] * 3
         fires(tmp_path, calm + damaged, nothing_at=CALM - 1, at_end=["SheratanHubDown"])
         assert "is not a SQLite database" in ENTRIES["store-damaged"]
+        assert {"hub-down", "store-damaged"} <= diagnosed(served)
         knows(PROCESS)
     finally:
         served.kill()
