@@ -144,7 +144,8 @@ class Hub:
                 if freed and not found and pulled.reason != "inflight_limit":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
-                if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
+                over = left <= 0 or self.waiting.closed or waiter.replaced
+                if pulled.jobs or over or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
                 woken = await self._wait(waiter, command, origin, left)
                 given = await self._given(waiter)
@@ -384,9 +385,8 @@ WORTH_WAITING = ("no_job", "inflight_limit", "node_full", "paused", "throttled")
 """Reasons that a long poll waits on; any other is told at once."""
 
 
-KEPT = ("attestation:", "job:", "key", "node", "read")
-"""How the facets begin that are told together; `node` finds `nodes:` too, `read` finds `ready:`. Those of single nodes, sources and missions
-grow without bound."""
+KEPT = ("attestation:", "job:", "key", "node:", "read")
+"""How the facets begin that are told together; those of single nodes, sources and missions grow without bound."""
 
 FREES_MIN_MS, FREES_MAX_MS = 100, 1000
 """The bounds of how long a pull is asked to wait for a lease to end; the sweep sees a second ahead."""

@@ -112,7 +112,7 @@ class Telling:
         """What is asked of the store; None if it is down."""
         hub = self._hub
         try:
-            counts = await hub.counts()
+            counts = await hub.counts() | await hub.counts("claimable:") | await hub.counts("nodes:")
             rows = await hub.fetch([FLEET])
             silent = fleet_of(rows[0] if rows else None).braked(hub.clock.now())
             known = sum(counts.get(f"node:{state}", 0) for state in NODE_STATES)
@@ -268,7 +268,7 @@ def _of_nodes(stored: Stored) -> Values:
 def _of_jobs(counts: Mapping[str, int]) -> Values:
     return {
         "sheratan_jobs": {(status,): counts.get(f"job:{status}", 0) for status in JOB_STATUSES},
-        "sheratan_ready_jobs": {(name,): counts.get(f"ready:{level}", 0) for level, name in enumerate(PRIORITIES)},
+        "sheratan_ready_jobs": {(name,): counts.get(f"claimable:{level}", 0) for level, name in enumerate(PRIORITIES)},
         "sheratan_leases": one(counts.get("job:running", 0)),
         "sheratan_pending_processing": one(unread(counts)),
         "sheratan_idempotency_keys": one(counts.get("key", 0)),

@@ -59,7 +59,11 @@ class TimedTx:
         self._saved = False
 
     async def __aenter__(self) -> Tx:
-        self._tx = await self._inner.__aenter__()
+        try:
+            self._tx = await self._inner.__aenter__()
+        except Exception as error:
+            self._timed.failed(error)
+            raise
         return self
 
     async def __aexit__(

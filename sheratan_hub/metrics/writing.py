@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
@@ -16,6 +17,8 @@ from sheratan_hub.metrics.tally import Buckets
 Labels = tuple[str, ...]
 """The values of a series' labels, in the order of its family."""
 
+SANE_KIND = re.compile(r"[\w/+.;= -]{1,120}", re.ASCII)
+
 Encode = Callable[[Iterable[Metric]], bytes]
 
 
@@ -26,7 +29,9 @@ def encoder(accept: str) -> tuple[Encode, str]:
     """
     try:
         encode, kind = choose_encoder(accept)
-    except ValueError:
+    except (TypeError, ValueError):
+        kind = ""
+    if not SANE_KIND.fullmatch(kind):  # the client's own words come back in it
         encode, kind = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
     return lambda metrics: encode(cast(Collector, _Told(metrics))), kind
 

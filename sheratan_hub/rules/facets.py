@@ -10,7 +10,7 @@ from sheratan_hub.rules.lanes import read_lane
 @lru_cache(4096)
 def of_ready(lane: str) -> tuple[str, str]:
     """A pending job that may be claimed now, by the lane it stands in: also by its level."""
-    return "job:pending", f"ready:{read_lane(lane).level}"
+    return "job:pending", f"claimable:{read_lane(lane).level}"
 
 
 @lru_cache(4096)
