@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Timer
 from time import monotonic as now
 
+from tools import prometheus
+
 BUDGETS = {"rules": 60, "stores": 120, "hub": 100, "model": 240, "web": 240, "world": 80, "e2e": 300}
 """Seconds a suite may take on two cores: about three times what it takes on a machine that does nothing else."""
 
