@@ -26,7 +26,7 @@ DEPLOY = Path(__file__).parents[1] / "tools/deploy/prometheus"
 RULES = DEPLOY / "sheratan-rules.yml"
 ALERTS = DEPLOY / "sheratan-alerts.yml"
 CASES = DEPLOY / "tests/sheratan-alerts.test.yml"
-LOOKS = 200
+LOOKS = 1200
 """How often a test looks at Prometheus until it has what it waits for, a twentieth of a second apart."""
 
 

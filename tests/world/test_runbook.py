@@ -15,7 +15,7 @@ from sheratan_hub.metrics.table import CAUSES
 from sheratan_hub.rules import explain, jobs
 from sheratan_hub.rules.command import Code
 from sheratan_hub.rules.verdict import CODES
-from tests.prometheus import DEPLOY, alerts, names_of
+from tests.prometheus import alerts, names_of
 from tests.web.test_docs import anchors, changed, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -191,8 +191,3 @@ def test_sizes_are_those_of_the_benchmarks() -> None:
     assert next(row[1:] for row in sizes if row[0] == "memory, MiB") == [
         cell.split(";")[0] for cell in next(row for row in rows(BENCHMARKS) if row[0].startswith("memory"))[2:]
     ]
-
-
-def test_the_deployment_is_told() -> None:
-    for path in DEPLOY.glob("*.yml"):
-        assert "sheratan-alerts" in path.name or path.name in RUNBOOK or "recording rules" in RUNBOOK
