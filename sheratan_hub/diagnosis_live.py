@@ -21,7 +21,7 @@ from sheratan_hub.keyring import Keyring
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Telling
 from sheratan_hub.rules.command import Refused
-from sheratan_hub.rules.signs import AuditSign, StoreSign
+from sheratan_hub.rules.signs import AuditSign, StoreSign, state_by
 from sheratan_hub.storage_tools import sizes_of
 
 
@@ -97,7 +97,12 @@ async def _store(look: Looking, telling: Telling) -> dict[str, Any]:
         },
     }
     look.members.json("store.json", told)
-    sign = StoreSign("ok") if answers else StoreSign("damaged", look.redactor.name(why))
+    if not answers:
+        text = look.redactor.name(why)
+        return {
+            "store": StoreSign("damaged", text) if state_by(why) == "damaged" else StoreSign("ok", not_writing=text)
+        }
+    sign = StoreSign("ok")
     if failing:
         failures = telling.values("control", None).get("sheratan_commit_failures_total", {})
         full = failures.get(("full",), 0) > 0
@@ -110,7 +115,7 @@ async def _answers(hub: Hub) -> tuple[bool, str]:
     try:
         await hub.counts("probe")
     except Refused as no:
-        return False, no.text
+        return False, no.text.removeprefix("the store cannot be read: ")
     return True, ""
 
 
@@ -148,7 +153,6 @@ async def _runtime(look: Looking, inside: Inside) -> dict[str, Any]:
             plane: {"open": len(one), "limit": one.bounds.most} for plane, one in sorted(inside.sockets.items())
         },
         "long_polls": len(hub.waiting),
-        "tasks": len(asyncio.all_tasks()),
     }
     look.members.json("runtime.json", told)
     return {"failed_loops": {loop.name: loop.errors for loop in inside.loops if loop.errors}}

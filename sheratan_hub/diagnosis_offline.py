@@ -21,7 +21,7 @@ from sheratan_hub.diagnosis import Bundle, Looking, Pace, Part
 from sheratan_hub.hub import Hub
 from sheratan_hub.redact import Redactor
 from sheratan_hub.rules.nodes import node_of
-from sheratan_hub.rules.signs import Answering, AuditSign, StoreSign, StoreState
+from sheratan_hub.rules.signs import Answering, AuditSign, StoreSign, state_by
 from sheratan_hub.storage import API, Key, LedgerLine, Page, Row, Store, StoreDown, StoreRefused, Tx, open_store
 from sheratan_hub.storage_tools import Reading, sizes_of, tools_of
 from sheratan_hub.store_check import Report, check
@@ -77,17 +77,6 @@ async def of_files(given: Given) -> Bundle:
         if running:
             parts["metrics"] = partial(_metrics, look, given.asked)
         return await diagnosis.make(parts, members, look.pace, now, "files")
-
-
-def state_by(text: str) -> StoreState:
-    """What is the matter with a store, by the sentence in which it was refused."""
-    if "there is no store" in text:
-        return "missing"
-    if "knows formats up to" in text:
-        return "newer"
-    if "of another" in text or "is no store" in text or "is not a SQLite database" in text or "no folder" in text:
-        return "foreign"
-    return "damaged" if "is damaged" in text or "is missing" in text else "unknown"
 
 
 @asynccontextmanager

@@ -50,6 +50,18 @@ class StoreSign(msgspec.Struct, frozen=True):
     not_writing: str = ""
 
 
+def state_by(text: str) -> StoreState:
+    """What is the matter with a store, by the sentence in which it was refused."""
+    if "there is no store" in text:
+        return "missing"
+    if "knows formats up to" in text:
+        return "newer"
+    if "of another" in text or "is no store" in text or "is not a SQLite database" in text or "no folder" in text:
+        return "foreign"
+    broken = ("is damaged", "is missing", "malformed", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+    return "damaged" if any(word in text for word in broken) else "unknown"
+
+
 class DiskSign(msgspec.Struct, frozen=True):
     """The disk of one of the hub's directories."""
 

@@ -129,7 +129,7 @@ def _store(signs: Signs) -> Iterator[Said]:
             do = ("Make room, or make it writable again; the hub goes on by itself.",)
             yield "disk-full", text, {"store": store.not_writing}, do, None
         else:
-            text = f"The store refuses to be written: {store.not_writing}"
+            text = f"The store refuses: {store.not_writing}"
             do = ("Look at its disk and its log.", "Start the hub again once that is mended.")
             yield "store-down", text, {"store": store.not_writing}, do, None
 
