@@ -41,7 +41,7 @@ def needed(name: str) -> str:
 def promtool(*arguments: str | Path, told: str = "") -> str:
     """What it says; the test fails if it finds anything wrong."""
     ran = subprocess.run(
-        [needed("promtool"), *map(str, arguments)], input=told, capture_output=True, text=True, timeout=60, check=False
+        [needed("promtool"), *map(str, arguments)], input=told, capture_output=True, text=True, timeout=120, check=False
     )
     said = ran.stdout + ran.stderr
     assert ran.returncode == 0, said
