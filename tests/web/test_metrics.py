@@ -253,7 +253,7 @@ async def test_a_scrape_of_a_large_fleet_reads_a_few_counters_and_no_list(
     make_site: MakeSite, plane: str, form: str
 ) -> None:
     site = await make_site(clock=VirtualClock(), queue=QueueSettings(max_depth=5000, max_inflight=500))
-    beats = [{"node_id": f"n{n}"} for n in range(300)]
+    beats = [{"node_id": f"n{n}"} for n in range(120)]
     await asyncio.gather(*(site.control("POST", "/api/hosts/heartbeat", beat) for beat in beats))
     jobs = [{"kind": f"k{n % 40}", "source": f"s{n % 90}", "params": n} for n in range(900)]
     await site.data("POST", "/api/jobs", {"jobs": jobs})
@@ -312,7 +312,8 @@ async def test_while_the_store_is_down_metrics_say_so(site: Site, monkeypatch: p
     assert (status, body["code"]) == (503, "unavailable")
 
 
-async def test_a_store_that_cannot_write_is_not_up(site: Site) -> None:
+async def test_a_store_that_cannot_write_is_not_up(make_site: MakeSite) -> None:
+    site = await make_site(clock=VirtualClock())
     site.app.hub.committer.failing = True
     assert (await samples(site, "control"))["sheratan_store_up", ()] == 0
 
@@ -338,7 +339,8 @@ async def test_a_scrape_is_no_request_of_the_statistics_but_a_refused_one_is(mak
         "*/*;q=" + "9" * 500,
     ],
 )
-async def test_a_header_that_makes_no_sense_gets_metrics_all_the_same(site: Site, accept: str) -> None:
+async def test_a_header_that_makes_no_sense_gets_metrics_all_the_same(make_site: MakeSite, accept: str) -> None:
+    site = await make_site()
     status, text, _ = await site.ask("data", "GET", "/metrics", headers={"Accept": accept})
     assert status == 200
     assert "sheratan_jobs{" in text
@@ -355,7 +357,8 @@ async def test_promtool_finds_nothing_wrong(clock_and_site: tuple[VirtualClock, 
 
 
 @pytest.mark.parametrize("plane", PLANES)
-async def test_every_metric_of_the_table_is_served_and_no_other(site: Site, plane: str) -> None:
+async def test_every_metric_of_the_table_is_served_and_no_other(make_site: MakeSite, plane: str) -> None:
+    site = await make_site()
     _, text, _ = await site.ask(plane, "GET", "/metrics")
     told = {family.name + ("_total" if family.type == "counter" else "") for family in parse_text(text)}
     mine = {family.name for family in FAMILIES if family.plane in (plane, "both")}
