@@ -1,4 +1,4 @@
-"""Prometheus for tests: promtool, the shipped rules, a server of its own, and what hubs have told in the course of time."""
+"""Prometheus for tests: promtool, the shipped rules, a server of its own, and what hubs have told over time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEPLOY = Path(__file__).parents[1] / "tools/deploy/prometheus"
 RULES = DEPLOY / "sheratan-rules.yml"
 ALERTS = DEPLOY / "sheratan-alerts.yml"
 CASES = DEPLOY / "tests/sheratan-alerts.test.yml"
-LOOKS = 200
+LOOKS = 1200
 """How often a test looks at Prometheus until it has what it waits for, a twentieth of a second apart."""
 
 
@@ -41,7 +41,7 @@ def needed(name: str) -> str:
 def promtool(*arguments: str | Path, told: str = "") -> str:
     """What it says; the test fails if it finds anything wrong."""
     ran = subprocess.run(
-        [needed("promtool"), *map(str, arguments)], input=told, capture_output=True, text=True, timeout=60, check=False
+        [needed("promtool"), *map(str, arguments)], input=told, capture_output=True, text=True, timeout=120, check=False
     )
     said = ran.stdout + ran.stderr
     assert ran.returncode == 0, said
@@ -64,7 +64,7 @@ def alerts() -> list[Alert]:
         name, _, body = block.partition("\n")
         expr = re.search(r"^ +expr: (?:>-\n)?(.*?)\n +(?:for|labels):", body, re.DOTALL | re.MULTILINE)
         assert expr, name
-        parts = {key: text for key, text in re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE)}
+        parts = dict(re.findall(r"^ +(labels|annotations):\n((?: {10,}.*\n?)+)", body, re.MULTILINE))
         found.append(Alert(name, " ".join(expr[1].split()), *(pairs(parts[one]) for one in ("labels", "annotations"))))
     return found
 
@@ -148,7 +148,9 @@ class Prometheus:
         """The value of each series by its labels, sorted and without the name."""
         found = self.ask("query", query=expr)["result"]
         return {
-            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(one["value"][1])
+            tuple(sorted((key, text) for key, text in one["metric"].items() if key != "__name__")): float(
+                one["value"][1]
+            )
             for one in found
         }
 
@@ -184,7 +186,7 @@ class Prometheus:
 
 
 Scrape = Mapping[str, float]
-"""What both planes told at one time: the value of each series, written as PromQL does, with the labels of the scrape."""
+"""What both planes told at one time: the value of each series, as PromQL writes it, with the labels of the scrape."""
 
 
 def scrape(texts: Mapping[str, str | None], hub: str = "main") -> Scrape:
@@ -214,7 +216,7 @@ def fires(folder: Path, minutes: list[Scrape], *, nothing_at: int, at_end: Itera
         for name in names
         if not any(one.get(name, 0.0) != one.get(name, 0.0) for one in minutes)  # NaN
     ]
-    firing = 'count by (alertname) (ALERTS{alertstate="firing"%s})'
+    firing = 'group by (alertname) (ALERTS{alertstate="firing"%s})'
     wanted = [
         {"expr": firing % f',alertname="{name}"', "eval_time": f"{len(minutes) - 1}m", "exp_samples": [fired(name)]}
         for name in at_end

@@ -1,7 +1,7 @@
-"""Prometheus and promtool for the tests: those of this machine, else Debian's package, unpacked into .venv and not installed.
+"""Prometheus and promtool for the tests: those of this machine, else Debian's package, unpacked into .venv.
 
-`make test` calls it; `python tools/prometheus.py` does the same alone. Nothing is started and nothing outside .venv is
-changed, so it needs no root, unless apt has no package lists yet: fetching those does.
+`make test` calls it; `python tools/prometheus.py` does the same alone. Nothing is installed, and nothing outside .venv
+is changed, so it needs no root, unless apt has no package lists yet: fetching those does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ PROGRAMS = ("prometheus", "promtool")
 HOME = Path(__file__).parents[1] / ".venv" / "prometheus"
 """Where the package is unpacked, and found again by the next `make test`."""
 
-BY_HAND = f"install it, as root: apt-get install --no-install-recommends {PACKAGE}; or put {' and '.join(PROGRAMS)} on PATH"
+BY_HAND = (
+    f"install it, as root: apt-get install --no-install-recommends {PACKAGE}; or put {' and '.join(PROGRAMS)} on PATH"
+)
 
 
 class Lacking(Exception):

@@ -47,10 +47,18 @@ def prometheus(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def story(served: Served) -> None:
     """Three jobs done, one failed for good, one waits and two run; and of what can be refused, some of each."""
     for node_id in ("n1", "n2"):
-        beat = {"node_id": node_id, "attestation": {"build_id": "b"}, "health": "YELLOW" if node_id == "n2" else "GREEN"}
+        beat = {
+            "node_id": node_id,
+            "attestation": {"build_id": "b"},
+            "health": "YELLOW" if node_id == "n2" else "GREEN",
+        }
         assert served.ask("POST", "/api/hosts/heartbeat", beat, served.control_port)["ok"]
     key = {"kind": "copy", "params": 1, "idempotency_key": "k1"}
-    assert [served.ask("POST", "/api/jobs", one)["ok"] for one in (key, key, {**key, "params": 2})] == [True, True, False]
+    assert [served.ask("POST", "/api/jobs", one)["ok"] for one in (key, key, {**key, "params": 2})] == [
+        True,
+        True,
+        False,
+    ]
     for n in range(3):
         if n:
             served.ask("POST", "/api/jobs", {"kind": "copy", "params": n})
@@ -141,16 +149,15 @@ def test_it_reads_every_rule_and_finds_all_of_them_well(prometheus: Prometheus) 
     assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
 
 
-def test_what_happened_while_it_looked_on_fires_and_what_did_not_does_not(prometheus: Prometheus) -> None:
-    """The story was over before the first scrape, so rates saw none of it; but the state of the queue they see."""
-    assert set(prometheus.query('sum by (alertname) (ALERTS{alertstate="firing"})')) <= {
-        (("alertname", "SheratanDiskFull"),),
-        (("alertname", "SheratanDiskFilling"),),  # of the machine that tests
-    }
+def test_nothing_fires_on_a_hub_that_is_well(prometheus: Prometheus) -> None:
+    """Its story was over before the first scrape, so no rate saw any of it."""
+    assert prometheus.query('ALERTS{alertstate="firing"}') == {}
 
 
 def test_every_query_of_the_dashboard_brings_something(prometheus: Prometheus) -> None:
-    asked = [(panel, query.replace("$hub", "main").replace("$__rate_interval", "1m")) for panel, query in panel_queries()]
+    asked = [
+        (panel, query.replace("$hub", "main").replace("$__rate_interval", "1m")) for panel, query in panel_queries()
+    ]
     assert not any("$" in expr for _, expr in asked)
     found = {(panel, expr): prometheus.query(expr) for panel, expr in asked}
     assert [one for one, told in found.items() if not told and one[0] not in QUIET] == []

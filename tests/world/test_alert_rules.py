@@ -53,7 +53,7 @@ def expressions() -> dict[str, str]:
     """All that is asked of Prometheus, by where it stands."""
     found = {alert.name: alert.expr for alert in alerts()}
     text = re.sub(r"^ *#.*\n", "", RULES.read_text(), flags=re.MULTILINE)
-    found |= {name: expr for name, expr in re.findall(r"record: (\S+)\n +expr: (?:>-\n)?(.*?)(?=\n\n|\Z)", text, re.DOTALL)}
+    found |= dict(re.findall(r"record: (\S+)\n +expr: (?:>-\n)?(.*?)(?=\n\n|\Z)", text, re.DOTALL))
     return found | dict(panel_queries())
 
 

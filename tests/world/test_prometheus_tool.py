@@ -15,7 +15,9 @@ DOWNLOAD = 'touch "$PWD/prometheus_1_all.deb"'
 NO_LISTS = f"""
 case "$*" in
   *update*) touch "$0.lists" ;;
-  *download*) if [ -e "$0.lists" ]; then {DOWNLOAD}; else echo "E: Unable to locate package prometheus" >&2; exit 100; fi ;;
+  *download*)
+    [ -e "$0.lists" ] || {{ echo "E: Unable to locate package prometheus" >&2; exit 100; }}
+    {DOWNLOAD} ;;
 esac
 """
 OFFLINE = 'echo "E: Failed to fetch it: no route to host" >&2; exit 100'
