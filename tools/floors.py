@@ -61,7 +61,6 @@ FLOORS = {
         "store_backup",
         "store_repair",
         "unsaved",
-        "token_uses",
     ),
     3: ("web",),
     4: (
