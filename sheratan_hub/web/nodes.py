@@ -44,7 +44,7 @@ async def resume(call: Call) -> web.StreamResponse:
 
 
 async def attest(call: Call) -> web.StreamResponse:
-    """POST /api/hosts/{id}/attest: what the node attests now is its baseline from now on."""
+    """POST /api/hosts/{id}/attest: accept what the node attests now as its baseline."""
     return await _done(call, Accept(call.params["id"]))
 
 
@@ -76,7 +76,7 @@ def _silence(fleet: Fleet, now: int) -> dict[str, Any] | None:
 
 
 async def reap(call: Call) -> web.StreamResponse:
-    """POST /api/fleet/reap: end the brake on mass silence: the leases of DEAD nodes end now."""
+    """POST /api/fleet/reap: end the brake on mass silence; the leases of DEAD nodes end now."""
     return reply({"ok": True, "ended": await end_silence(call.hub, call.origin)})
 
 

@@ -24,7 +24,7 @@ async def pull(call: Call) -> web.StreamResponse:
 
 
 async def fleet_pull(call: Call) -> web.StreamResponse:
-    """/mesh/pull_requests: the same without waiting; the node stands in the path, the body or the query."""
+    """/mesh/pull_requests: lease jobs without waiting; the node stands in the path, the body or the query."""
     form: FleetPullForm = call.form or FleetPullForm()
     query = call.request.query
     node_id = call.params.get("node_id") or form.node_id or query.get("node_id") or query.get("host_id") or ""
