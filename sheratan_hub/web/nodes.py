@@ -16,7 +16,7 @@ from sheratan_hub.rules.drain import Accept, Drain, Resume
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.silence import FLEET, Fleet, fleet_of
 from sheratan_hub.web import forms
-from sheratan_hub.web.forms import LAST_MOMENT_MS, Form
+from sheratan_hub.web.forms import LAST_MOMENT_MS, Form, Moment
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import claim_answer, node_answer, reply
 
@@ -25,7 +25,7 @@ class DrainForm(Form, frozen=True):
     """Until when a drained node may finish what it holds: `seconds` from now or a time; with neither for ever."""
 
     seconds: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
-    until: str | None = None
+    until: Moment | None = None
 
 
 async def drain(call: Call) -> web.StreamResponse:

@@ -47,8 +47,8 @@ problem (RFC 9457): rely on its `code`. Answers may get further fields at any ti
 
 HEADERS: dict[str, Doc] = {
     "Idempotency-Key": {
-        "description": "A repeat with the same key and payload gets the same job; it wins over `idempotency_key`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 512, "pattern": "^[!#-~]+$"},
+        "description": "A repeat with the same key and payload gets the same job; it wins over `idempotency_key`. Not for a batch.",
+        "schema": {"type": "string"},
     },
     "traceparent": {
         "description": "W3C Trace Context, kept with the job and given to its worker; another text is ignored.",
@@ -272,15 +272,16 @@ class _Refusals:
         return self._names[codes]
 
     def _response(self, status: int, codes: tuple[Code, ...]) -> Doc:
+        names = [code.value for code in codes]
         for code in codes:
-            self.examples[code] = {"summary": MEANINGS[code], "value": self._example(code)}
+            self.examples[code.value] = {"summary": MEANINGS[code], "value": self._example(code)}
         told: Doc = {
             "description": "\n".join(f"- `{code}`: {MEANINGS[code]}" for code in codes),
             "headers": {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}},
             "content": {
                 PROBLEM: {
-                    "schema": {"$ref": REF.format(name="Problem"), "properties": {"code": {"enum": list(codes)}}},
-                    "examples": {code: {"$ref": f"#/components/examples/{code}"} for code in codes},
+                    "schema": {"$ref": REF.format(name="Problem"), "properties": {"code": {"enum": names}}},
+                    "examples": {name: {"$ref": f"#/components/examples/{name}"} for name in names},
                 }
             },
         }

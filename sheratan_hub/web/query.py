@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Literal
 
 from aiohttp.web_request import BaseRequest
 from msgspec import Meta, Struct
 
 from sheratan_hub.rules.command import Code, Refused
+
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
@@ -61,8 +66,8 @@ class MaxQuery(Struct, frozen=True):
 class PullQuery(MaxQuery, frozen=True):
     """Who asks, for how many jobs."""
 
-    node_id: Annotated[str, Meta(max_length=200, examples=["press-7"], description="who asks")] = ""
-    host_id: Annotated[str, Meta(max_length=200, description="another name of `node_id`")] = ""
+    node_id: Annotated[str, Meta(examples=["press-7"], description="who asks")] = ""
+    host_id: Annotated[str, Meta(description="another name of `node_id`")] = ""
 
 
 class LedgerQuery(Struct, frozen=True):
@@ -109,18 +114,25 @@ def number(request: BaseRequest, name: str, default: float, least: float, most: 
     text = request.query.get(name)
     if text is None:
         return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not least <= value <= most:
         raise Refused(Code.INVALID_FIELD, f"{name} must be a number from {least:g} to {most:g}")
     return value
 
 
+def whole(request: BaseRequest, name: str, default: int, least: int, most: int) -> int:
+    """A whole number from the query. Refused with `invalid_field` when it is none or out of range."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+        raise Refused(Code.INVALID_FIELD, f"{name} must be a whole number from {least} to {most}")
+    return int(text)
+
+
 def page_limit(request: BaseRequest) -> int:
     """`limit`: how many entries a page may have."""
-    return int(number(request, "limit", PAGE_DEFAULT, 1, PAGE_MAX))
+    return whole(request, "limit", PAGE_DEFAULT, 1, PAGE_MAX)
 
 
 def cursor(request: BaseRequest) -> str | None:
