@@ -47,7 +47,7 @@ problem (RFC 9457): rely on its `code`. Answers may get further fields at any ti
 
 HEADERS: dict[str, Doc] = {
     "Idempotency-Key": {
-        "description": "A repeat with the same key and payload gets the same job; it wins over `idempotency_key`. Not for a batch.",
+        "description": "The same as `idempotency_key`, with which it must agree; not for a batch.",
         "schema": {"type": "string"},
     },
     "traceparent": {
