@@ -212,22 +212,26 @@ def _kind(schema: Doc) -> str:
         return json.dumps(schema["const"])
     kind = str(schema.get("type", "any JSON"))
     if kind == "array":
-        kind = f"list of {_kind(schema.get('items', {}))}"
-    bounds = [f"{word} {schema[key]}" for key, word in BOUNDS.items() if key in schema]
-    return ", ".join([kind, *bounds])
+        return f"list{_range(schema, 'minItems', 'maxItems', ' of ')} [{_kind(schema.get('items', {}))}]"
+    if kind == "string":
+        form = (
+            f" as {schema['format']}"
+            if "format" in schema
+            else f" like {schema['pattern']}"
+            if "pattern" in schema
+            else ""
+        )
+        return f"text{_range(schema, 'minLength', 'maxLength', ' of ')}{form}"
+    above = f", above {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else ""
+    return f"{kind}{above}{_range(schema, 'minimum', 'maximum', ', ')}"
 
 
-BOUNDS = {
-    "format": "as",
-    "minimum": "from",
-    "exclusiveMinimum": "above",
-    "maximum": "to",
-    "minLength": "at least",
-    "maxLength": "at most",
-    "minItems": "at least",
-    "maxItems": "at most",
-    "pattern": "like",
-}
+def _range(schema: Doc, least: str, most: str, before: str) -> str:
+    """` of 1 to 200`, ` of up to 200`, ` of at least 1`, or nothing."""
+    if most in schema:
+        start = f"{schema[least]} to" if least in schema else "up to"
+        return f"{before}{start} {schema[most]}"
+    return f"{before}at least {schema[least]}" if least in schema else ""
 
 
 def _pretty(value: Any) -> Html:
