@@ -40,6 +40,7 @@ from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.callers import Failures, Proxies
 from sheratan_hub.web.connections import Bounds
+from sheratan_hub.web.manual import Manual
 from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.room import Room
 from sheratan_hub.web.routes import ROUTES
@@ -169,6 +170,7 @@ class App:
             Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
             self.telling,
             Inside(),
+            {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")},
         )
         self._watch = self._watching() if settings.alerts.in_process else None
         self._listeners: dict[str, Listener] = {}

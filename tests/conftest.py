@@ -26,6 +26,7 @@ from sheratan_hub.config import (
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits
 from sheratan_hub.storage import open_store
+from tests import promised
 
 TOKEN = "canary-token-for-tests"
 
@@ -51,6 +52,7 @@ class Site:
             body = await answer.read()
             kind = answer.headers.get("Content-Type", "")
             parsed = await answer.json(content_type=None) if "json" in kind else body.decode(errors="replace")
+            promised.check(plane, method, path, answer.status, answer.headers, parsed)
             return answer.status, parsed, dict(answer.headers)
 
     async def data(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:

@@ -12,19 +12,20 @@ from sheratan_hub.storage import Key, Row, Wants
 
 Role = Literal["admin", "node", "producer", "viewer"]
 
-Right = Literal["public", "local", "metrics", "token", "admin", "work", "submit", "jobs", "read"]
+Right = Literal["public", "local", "metrics", "docs", "token", "admin", "work", "submit", "jobs", "read"]
 """What a route asks of its caller. `public` nothing; `local` loopback on the data plane; `metrics` as `/metrics` is
-configured; `work` what nodes do, `submit` to hand jobs in, `jobs` to look at jobs, `read` to look at the rest; `token`
+configured; `docs` any token, and on loopback none; `work` what nodes do, `submit` to hand jobs in, `jobs` to look at
+jobs, `read` to look at the rest; `token`
 everything else; `admin` the same, and loopback."""
 
 TOKEN_RIGHTS: frozenset[Right] = frozenset({"token", "admin", "work", "submit", "jobs", "read"})
 """The rights that need a token."""
 
 GRANTS: dict[Role, frozenset[Right]] = {
-    "admin": TOKEN_RIGHTS | {"metrics"},
-    "node": frozenset({"work"}),
-    "producer": frozenset({"submit", "jobs"}),
-    "viewer": frozenset({"jobs", "read", "metrics"}),
+    "admin": TOKEN_RIGHTS | {"metrics", "docs"},
+    "node": frozenset({"work", "docs"}),
+    "producer": frozenset({"submit", "jobs", "docs"}),
+    "viewer": frozenset({"jobs", "read", "metrics", "docs"}),
 }
 """What each role may; the shared token has the role admin."""
 

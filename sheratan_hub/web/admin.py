@@ -56,7 +56,7 @@ async def dlq(call: Call) -> web.StreamResponse:
 
 
 async def redrive(call: Call) -> web.StreamResponse:
-    """POST /admin/dlq/redrive: some dead letters run again, at once or so many a second."""
+    """POST /admin/dlq/redrive: have dead letters run again, at once or so many a second."""
     form: RedriveManyForm = call.form
     _one_of_two(form)
     call.done = done = {"redriven": 0}
@@ -88,7 +88,7 @@ async def _redrive(call: Call, ids: Sequence[str], done: dict[str, int]) -> list
 
 
 async def purge(call: Call) -> web.StreamResponse:
-    """POST /admin/purge: waiting jobs are cancelled, with the reason PURGED."""
+    """POST /admin/purge: cancel waiting jobs, with the reason PURGED."""
     form: PurgeForm = call.form
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "purged": 0}
     status = form.filter.status
@@ -97,7 +97,7 @@ async def purge(call: Call) -> web.StreamResponse:
 
 
 async def cancel(call: Call) -> web.StreamResponse:
-    """POST /admin/cancel: jobs are cancelled, running ones asked to stop."""
+    """POST /admin/cancel: cancel jobs; running ones are asked to stop."""
     form: CancelManyForm = call.form
     _one_of_two(form)
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "cancelled": 0, "cancel_requested": 0}
@@ -175,7 +175,7 @@ def _count(outcomes: Sequence[Any], done: dict[str, int], name: str) -> None:
 
 
 async def queue(call: Call) -> web.StreamResponse:
-    """GET /admin/queue: how full it is, what waits longest, what was put aside."""
+    """GET /admin/queue: how full the queue is, what waits longest, what was put aside."""
     counts = await call.hub.counts()
     now, limits = call.services.clock.now(), call.hub.limits
     heads = await read(call.hub.store.heads())

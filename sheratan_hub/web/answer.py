@@ -54,7 +54,8 @@ class Answer(web.StreamResponse):
         if self._out is None:
             self._out = request.writer
             self._stays = self._stays and request.keep_alive
-            await self._out.write(self._head(request) + (b"" if request.method == hdrs.METH_HEAD else self._text))
+            bare = request.method == hdrs.METH_HEAD or self._code == HTTPStatus.NOT_MODIFIED
+            await self._out.write(self._head(request) + (b"" if bare else self._text))
         return self._out
 
     def _head(self, request: BaseRequest) -> bytes:

@@ -15,7 +15,7 @@ from sheratan_hub.audit_read import Filter, Lines
 from sheratan_hub.audit_verify import Place
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.web.plane import Call
-from sheratan_hub.web.query import PAGE_MAX, cursor, number, page_limit, word
+from sheratan_hub.web.query import PAGE_MAX, cursor, page_limit, whole, word
 from sheratan_hub.web.render import reply
 
 CUTS_SHOWN = 10
@@ -81,7 +81,7 @@ async def alerts(call: Call) -> web.StreamResponse:
 
 def _last(request: BaseRequest) -> int:
     """`last`: the last so many instead of the first; 0 when it is not asked for."""
-    return int(number(request, "last", 0, 1, PAGE_MAX))
+    return whole(request, "last", 0, 1, PAGE_MAX)
 
 
 def _place(request: BaseRequest) -> int:

@@ -113,13 +113,13 @@ def _node(call: Call, row: Any) -> dict[str, Any]:
 
 
 async def hosts(call: Call) -> web.StreamResponse:
-    """GET /api/hosts: nodes by cursor."""
+    """GET /api/hosts: the nodes by cursor."""
     page = await call.hub.page("node", (), cursor(call.request), page_limit(call.request))
     return listed("nodes", (_node(call, row) for row in page.rows), page.next)
 
 
 async def host(call: Call) -> web.StreamResponse:
-    """GET /api/hosts/{id}."""
+    """GET /api/hosts/{id}: one node, with its last attestations."""
     node = await call.hub.node(call.params["id"])
     if node is None:
         raise Refused(Code.NODE_NOT_FOUND, f"there is no node {call.params['id']}")

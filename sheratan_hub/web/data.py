@@ -42,7 +42,7 @@ def read_submit(body: bytes, doc: dict[str, Any], settings: Settings) -> JobForm
 
 
 async def submit(call: Call) -> web.StreamResponse:
-    """POST /api/jobs: one job, or a batch."""
+    """POST /api/jobs: submit one job, or a batch of up to a thousand."""
     if isinstance(call.form, BatchForm):
         return await _submit_batch(call, call.form)
     if call.form.ref is not None:
@@ -52,7 +52,7 @@ async def submit(call: Call) -> web.StreamResponse:
 
 
 async def fleet_submit(call: Call) -> web.StreamResponse:
-    """POST /mesh/submit_request: one job, always 200."""
+    """POST /mesh/submit_request: submit one job; 200 also when it is new."""
     answer, headers = await _submit_one(call)
     return reply(answer, headers=headers)
 
@@ -140,7 +140,7 @@ def batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
 
 
 async def extend(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/extend: the lease ends `seconds` from now."""
+    """POST /api/jobs/{id}/extend: let the lease end `seconds` from now."""
     seconds = call.form.seconds
     command = Extend(call.params["id"], call.form.lease_id, None if seconds is None else int(seconds * 1000))
     done: Extended = await call.hub.execute(command, call.from_node(call.form.node_id))
@@ -155,19 +155,19 @@ async def extend(call: Call) -> web.StreamResponse:
 
 
 async def release(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/release: the job goes back at no cost."""
+    """POST /api/jobs/{id}/release: give the job back at no cost."""
     command = Release(call.params["id"], call.form.lease_id)
     return reply(finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
 
 
 async def cancel(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/cancel."""
+    """POST /api/jobs/{id}/cancel: cancel a waiting job, or ask the node of a running one to stop."""
     done: Cancelled = await call.hub.execute(Cancel(call.params["id"]), call.origin)
     return reply({"ok": True, "job_id": done.job_id, "status": done.status, "cancel_requested": done.cancel_requested})
 
 
 async def redrive(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/redrive: a job that failed or was cancelled runs again."""
+    """POST /api/jobs/{id}/redrive: have a job that failed or was cancelled run again."""
     return reply(
         redriven_answer(
             await call.hub.execute(Redrive(call.params["id"], dependents=call.form.dependents), call.origin)
@@ -176,7 +176,7 @@ async def redrive(call: Call) -> web.StreamResponse:
 
 
 async def job(call: Call) -> web.StreamResponse:
-    """GET /api/jobs/{id}: one, after waiting for its end if asked."""
+    """GET /api/jobs/{id}: one job, after waiting for its end if asked."""
     wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
     found = await call.hub.job(call.params["id"], wait_ms)
     past = (await histories(call.hub, [found]))[found.id]
@@ -186,7 +186,7 @@ async def job(call: Call) -> web.StreamResponse:
 
 
 async def jobs(call: Call) -> web.StreamResponse:
-    """GET /api/jobs: by status, kind, source, mission_id and node_id, newest ids last."""
+    """GET /api/jobs: the jobs by status, kind, source, mission_id and node_id, in the order they were submitted."""
     request = call.request
     status = word(request, "status")
     if status is not None and status not in STATUSES:

@@ -72,19 +72,23 @@ def status_of(code: Code, backpressure: int = 429) -> int:
 def problem(no: Refused, backpressure: int = 429, **more: Any) -> Answer:
     """The answer to a refused request."""
     status = status_of(no.code, backpressure)
-    body = {
+    headers = quota_headers(no.quota)
+    if no.retry_after_ms or status in (429, 503):
+        headers["Retry-After"] = str(max(1, -(-no.retry_after_ms // 1000)))
+    return Answer(status, orjson.dumps(problem_body(no, backpressure, **more)), PROBLEM, headers)
+
+
+def problem_body(no: Refused, backpressure: int = 429, **more: Any) -> dict[str, Any]:
+    """The same as a JSON object."""
+    return {
         "type": f"urn:sheratan-hub:error:{no.code}",
         "title": no.code.replace("_", " "),
-        "status": status,
+        "status": status_of(no.code, backpressure),
         "detail": no.text,
         "code": no.code,
         "ok": False,
         **more,
     }
-    headers = quota_headers(no.quota)
-    if no.retry_after_ms or status in (429, 503):
-        headers["Retry-After"] = str(max(1, -(-no.retry_after_ms // 1000)))
-    return Answer(status, orjson.dumps(body), PROBLEM, headers)
 
 
 def quota_headers(quota: Quota | None) -> dict[str, str]:

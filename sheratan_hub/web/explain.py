@@ -61,7 +61,7 @@ class ExplainAnswer(msgspec.Struct, frozen=True):
 
 
 async def explain(call: Call) -> web.StreamResponse:
-    """GET /api/jobs/{id}/explain."""
+    """GET /api/jobs/{id}/explain: every reason why a job is not running now."""
     found = await explained(call.hub, call.params["id"])
     now = call.services.clock.now()
     return reply(

@@ -20,6 +20,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=200)]
 Words = Annotated[list[Annotated[str, Meta(min_length=1, max_length=100)]], Meta(max_length=100)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Whole = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 LAST_MOMENT_MS = 253_370_764_800_000
@@ -47,7 +48,7 @@ class JobForm(Form, frozen=True):
     max_retries: Annotated[int, Meta(ge=0, le=1000)] | None = None
     retry_backoff: Literal["exponential", "linear"] = "exponential"
     required_capabilities: Words | None = None
-    not_before: str | None = None
+    not_before: Moment | None = None
     delay_seconds: Seconds = 0
     expires_in_seconds: Annotated[float, Meta(ge=0.001, le=31_536_000)] | None = None
     delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
@@ -74,7 +75,7 @@ class JobForm(Form, frozen=True):
             self.max_retries,
             self.retry_backoff,
             tuple(sorted(set(self.required_capabilities))) if self.required_capabilities else (),
-            moment_ms("not_before", self.not_before) if self.not_before else 0,
+            0 if self.not_before is None else moment_ms("not_before", self.not_before),
             round(self.delay_seconds * 1000),
             round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
@@ -189,7 +190,7 @@ class ReleaseForm(Form, frozen=True):
 class RotationForm(Form, frozen=True):
     """Begin a rotation of the shared token: `until` a moment, or for so many `seconds`."""
 
-    until: str | None = None
+    until: Moment | None = None
     seconds: Annotated[float, Meta(ge=1, le=31_536_000)] | None = None
     token: Annotated[str, Meta(min_length=16, max_length=512, pattern="^[!-~]+$")] | None = None
 
@@ -197,7 +198,7 @@ class RotationForm(Form, frozen=True):
         """(the moment in ms or 0, the duration in ms or 0). Refused with `invalid_field` unless one is given."""
         if (self.until is None) == (self.seconds is None):
             raise Refused(Code.INVALID_FIELD, "either until or seconds must be given - at `$.until`")
-        return moment_ms("until", self.until) if self.until else 0, round((self.seconds or 0) * 1000)
+        return 0 if self.until is None else moment_ms("until", self.until), round((self.seconds or 0) * 1000)
 
 
 class AccessForm(Form, frozen=True):

@@ -23,7 +23,7 @@ SLOTS = {"active": "active", "old": "active", "next": "next", "access": "access"
 def authorize(call: Call, right: Right) -> None:
     """The right that the route asks for. A token comes before loopback, so that strangers learn nothing."""
     services = call.services
-    if right in TOKEN_RIGHTS or (right == "metrics" and services.settings.metrics.require_token):
+    if _asks_for_token(call, right):
         try:
             call.holder = holder = services.tokens.check(call.request.headers, right)
         except Refused as no:
@@ -38,6 +38,12 @@ def authorize(call: Call, right: Right) -> None:
         refuse_denied(judge, Ask("admin"))
     if right == "local" and call.plane == "data" and not call.is_local:
         raise Refused(Code.LOOPBACK_ONLY, "on the data plane this is answered to this machine only")
+
+
+def _asks_for_token(call: Call, right: Right) -> bool:
+    if right == "metrics":
+        return call.settings.metrics.require_token
+    return right in TOKEN_RIGHTS or (right == "docs" and not call.is_local)
 
 
 async def hold(call: Call) -> None:

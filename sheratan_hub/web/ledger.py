@@ -16,7 +16,7 @@ EXAMINED_MAX, READ_AT_ONCE = 20_000, 1000
 
 
 async def ledger(call: Call) -> web.StreamResponse:
-    """GET /api/ledger: the events after a number, those of one job if asked."""
+    """GET /api/ledger: every transition after a number, those of one job if asked."""
     most, job_id = page_limit(call.request), word(call.request, "job_id")
     after, examined = _after(call), 0
     found: list[Entry] = []

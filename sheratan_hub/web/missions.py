@@ -50,7 +50,7 @@ def read_mission(body: bytes, doc: dict[str, Any], settings: Settings) -> AskedM
 
 
 async def submit(call: Call) -> web.StreamResponse:
-    """POST /api/missions: a titled graph of jobs, all or none."""
+    """POST /api/missions: submit a titled graph of jobs, all or none."""
     asked: AskedMission = call.form
     key = header_key(call)
     if key is not None and asked.form.idempotency_key not in (None, key):
@@ -83,19 +83,19 @@ def _member(call: Call, raw: bytes, place: int, mission_id: str) -> Member:
 
 
 async def missions(call: Call) -> web.StreamResponse:
-    """GET /api/missions: those that were submitted as missions, newest first."""
+    """GET /api/missions: the missions that were submitted as such, newest first."""
     page = await call.hub.page("mission", (), cursor(call.request), page_limit(call.request), newest=True)
     return listed("missions", [await _shown(call, row.id, mission_of(row)) for row in page.rows], page.next)
 
 
 async def mission(call: Call) -> web.StreamResponse:
-    """GET /api/missions/{id}: also one that only single jobs have named."""
+    """GET /api/missions/{id}: one mission, also one that only single jobs have named."""
     mission_id = call.params["id"]
     return reply({"ok": True, **await _shown(call, mission_id, await _known(call, mission_id))})
 
 
 async def cancel(call: Call) -> web.StreamResponse:
-    """POST /api/missions/{id}/cancel: all its jobs that are not finished, as POST /api/jobs/{id}/cancel does it."""
+    """POST /api/missions/{id}/cancel: cancel its unfinished jobs, each as `POST /api/jobs/{id}/cancel` does."""
     outcomes = await _each(call, Cancel, ("pending", "running", "quarantined"))
     asked = [one for one in outcomes if isinstance(one, Cancelled)]
     running = sum(one.cancel_requested for one in asked)
@@ -104,7 +104,7 @@ async def cancel(call: Call) -> web.StreamResponse:
 
 
 async def redrive(call: Call) -> web.StreamResponse:
-    """POST /api/missions/{id}/redrive: all its jobs that failed or were cancelled."""
+    """POST /api/missions/{id}/redrive: have all its jobs that failed or were cancelled run again."""
     outcomes = await _each(call, RedriveMember, ("failed", "cancelled"))
     redriven = sum(one is True for one in outcomes)
     full = next((one for one in outcomes if isinstance(one, Refused)), None)

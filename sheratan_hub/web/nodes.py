@@ -16,7 +16,7 @@ from sheratan_hub.rules.drain import Accept, Drain, Resume
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.silence import FLEET, Fleet, fleet_of
 from sheratan_hub.web import forms
-from sheratan_hub.web.forms import LAST_MOMENT_MS, Form
+from sheratan_hub.web.forms import LAST_MOMENT_MS, Form, Moment
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import claim_answer, node_answer, reply
 
@@ -25,7 +25,7 @@ class DrainForm(Form, frozen=True):
     """Until when a drained node may finish what it holds: `seconds` from now or a time; with neither for ever."""
 
     seconds: Annotated[float, Meta(ge=0, le=31_536_000)] | None = None
-    until: str | None = None
+    until: Moment | None = None
 
 
 async def drain(call: Call) -> web.StreamResponse:
@@ -44,7 +44,7 @@ async def resume(call: Call) -> web.StreamResponse:
 
 
 async def attest(call: Call) -> web.StreamResponse:
-    """POST /api/hosts/{id}/attest: what the node attests now is its baseline from now on."""
+    """POST /api/hosts/{id}/attest: accept what the node attests now as its baseline."""
     return await _done(call, Accept(call.params["id"]))
 
 
@@ -76,7 +76,7 @@ def _silence(fleet: Fleet, now: int) -> dict[str, Any] | None:
 
 
 async def reap(call: Call) -> web.StreamResponse:
-    """POST /api/fleet/reap: end the brake on mass silence: the leases of DEAD nodes end now."""
+    """POST /api/fleet/reap: end the brake on mass silence; the leases of DEAD nodes end now."""
     return reply({"ok": True, "ended": await end_silence(call.hub, call.origin)})
 
 

@@ -15,7 +15,7 @@ from sheratan_hub.web.render import reply
 
 
 async def health(call: Call) -> web.StreamResponse:
-    """GET /health: for people. 200 while the process answers; `status` tells the rest."""
+    """GET /health: how the hub is, for people. 200 while the process answers; `status` tells the rest."""
     checks = await _checks(call)
     status = "ok" if all(checks.values()) else "degraded"
     known = {} if call.is_stranger else {"version": __version__}
@@ -23,12 +23,12 @@ async def health(call: Call) -> web.StreamResponse:
 
 
 async def livez(call: Call) -> web.StreamResponse:
-    """GET /livez: the event loop turns. Never touches the store."""
+    """GET /livez: whether the event loop turns. Never touches the store."""
     return reply({"ok": True, "plane": call.plane})
 
 
 async def readyz(call: Call) -> web.StreamResponse:
-    """GET /readyz: 503 while starting, draining, or when the store fails; `?verbose` tells each check."""
+    """GET /readyz: whether it takes requests; 503 while starting, draining, or when the store fails."""
     checks = await _checks(call)
     shown: dict[str, Any] = {"checks": checks} if "verbose" in call.request.query else {}
     if all(checks.values()):

@@ -13,7 +13,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -41,7 +42,13 @@ from sheratan_hub.web.forms import EmptyForm
 from sheratan_hub.web.gate import TOKEN_REFUSALS, authorize, hold
 from sheratan_hub.web.room import Room
 
+if TYPE_CHECKING:
+    from sheratan_hub.web.manual import Manual
+
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+Shape = type[Any] | UnionType | Mapping[str, Any] | None
+"""What an answer may be: see `Route`."""
 
 LARGE_BYTES = 65_536
 """A larger body is checked in a thread, so that others are answered meanwhile."""
@@ -54,6 +61,10 @@ class Route:
     A body is decoded as `form`, or by `reader` (from its text, what is in it, and the settings) where that is not all;
     `batch` allows a large one.
     A GET that `acts` (the fleet pulls by it) has no HEAD.
+
+    The rest is what clients are told: `answers` with 200 and `made` with 201 are a type, several (`A | B`), or types by
+    media type; `codes` are the refusals of its own, beside those of the gates (see `codes`); `query` and `headers` what
+    else it reads; `follow` the path that an id in its answer leads to; `fleet` marks what deployed fleets speak.
     """
 
     method: str
@@ -61,11 +72,18 @@ class Route:
     plane: Literal["control", "data", "both"]
     handler: Callable[[Call], Awaitable[web.StreamResponse]]
     right: Right = "token"
-    form: type[Any] | None = None
+    form: type[Any] | UnionType | None = None
     reader: Callable[[bytes, dict[str, Any], Settings], Any] | None = None
     body_optional: bool = False
     batch: bool = False
     acts: bool = False
+    answers: Shape = None
+    made: Shape = None
+    codes: tuple[Code, ...] = ()
+    query: type[msgspec.Struct] | None = None
+    headers: tuple[str, ...] = ()
+    follow: str = ""
+    fleet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,8 @@ class Services:
     failures: Failures
     telling: Telling
     inside: Inside
+    manuals: dict[str, Manual]
+    """What each plane tells of itself."""
 
 
 class Call(msgspec.Struct, eq=False):
@@ -287,7 +307,7 @@ class Plane:
             doc = check_json(body, limits.json_depth)
         if route.reader is not None:
             return route.reader(body, doc, self._services.settings)
-        return decode(body, route.form or EmptyForm)
+        return decode(body, cast("type[Any]", route.form or EmptyForm))
 
     def _refused(self, call: Call, no: Refused) -> Answer:
         node_id = getattr(call.form, "node_id", None)

@@ -34,7 +34,7 @@ COUNTED_MAX = 1000
 
 
 async def policies(call: Call) -> web.StreamResponse:
-    """GET /api/policies: the versions, oldest first, and which is active."""
+    """GET /api/policies: the versions of the policy, oldest first, and which is active."""
     pointer, page = await call.hub.policies(cursor(call.request), page_limit(call.request))
     versions = [_shown(snapshot_of(row), pointer, whole=False) for row in page.rows]
     answer = {"ok": True, "active": pointer.active, "policies": versions, "next_cursor": page.next}
@@ -42,7 +42,7 @@ async def policies(call: Call) -> web.StreamResponse:
 
 
 async def policy(call: Call) -> web.StreamResponse:
-    """GET /api/policies/{version}: one version, whole; `active` names the one that is."""
+    """GET /api/policies/{version}: one version, whole; the `ETag` names the one that is active."""
     pointer, snapshot = (await call.hub.policies(limit=1))[0], await _found(call)
     return _tagged(reply({"ok": True, **_shown(snapshot, pointer, whole=True)}), pointer.active)
 
@@ -55,7 +55,7 @@ async def create(call: Call) -> web.StreamResponse:
 
 
 async def activate(call: Call) -> web.StreamResponse:
-    """POST /api/policies/{version}/activate, with `If-Match`: the version that is active now, or `*`."""
+    """POST /api/policies/{version}/activate: put a version in force; `If-Match` is the active one, or `*`."""
     version = _version(call)
     given = call.request.headers.get(hdrs.IF_MATCH)
     if given is None:

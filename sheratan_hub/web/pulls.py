@@ -14,7 +14,7 @@ from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.web.forms import FleetPullForm, PullForm
 from sheratan_hub.web.plane import Call
-from sheratan_hub.web.query import number
+from sheratan_hub.web.query import whole
 from sheratan_hub.web.render import pulled, reply
 
 
@@ -24,13 +24,13 @@ async def pull(call: Call) -> web.StreamResponse:
 
 
 async def fleet_pull(call: Call) -> web.StreamResponse:
-    """/mesh/pull_requests: the same without waiting; the node stands in the path, the body or the query."""
+    """/mesh/pull_requests: lease jobs without waiting; the node stands in the path, the body or the query."""
     form: FleetPullForm = call.form or FleetPullForm()
     query = call.request.query
     node_id = call.params.get("node_id") or form.node_id or query.get("node_id") or query.get("host_id") or ""
     if not node_id or len(node_id) > 200:
         raise Refused(Code.INVALID_FIELD, "node_id must have 1 to 200 characters - at `$.node_id`")
-    most = int(number(call.request, "max", form.max, 1, 100))
+    most = whole(call.request, "max", form.max, 1, 100)
     return await _pull(call, msgspec.structs.replace(form, node_id=node_id, max=most), 0)
 
 

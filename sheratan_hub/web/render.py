@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from sheratan_hub.canonical import Raw
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.rules.attestation import Attested, Claim
-from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.jobs import FINISHED, TRANSITIONS, Job
 from sheratan_hub.rules.nodes import Node, State, health_of
 from sheratan_hub.rules.pull import Pulled
 from sheratan_hub.rules.redrive import Redriven
@@ -26,6 +27,15 @@ def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Answer(status, _encode(body), headers=headers)
 
 
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+JobStatus = Annotated[
+    str, Meta(extra_json_schema={"enum": sorted({*(status for status, _ in TRANSITIONS), *FINISHED, "throttled"})})
+]
+SubmitStatus = Annotated[
+    str, Meta(extra_json_schema={"enum": ["accepted", "in_progress", "quarantined", *sorted(FINISHED)]})
+]
+
+
 class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a submit is told."""
 
@@ -33,7 +43,7 @@ class SubmitAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str
     job_id: str
     dedup: bool
-    status: str
+    status: SubmitStatus
     result: Raw | msgspec.UnsetType = msgspec.UNSET
     error: Raw | msgspec.UnsetType = msgspec.UNSET
     result_truncated: bool = False
@@ -44,7 +54,7 @@ class JobAnswer(msgspec.Struct, frozen=True):
 
     ok: bool | msgspec.UnsetType
     job_id: str
-    status: str
+    status: JobStatus
     kind: str
     params: Raw
     priority: int
@@ -59,10 +69,10 @@ class JobAnswer(msgspec.Struct, frozen=True):
     error: Raw
     reason: str | None
     late_results: int
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    not_before: str | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    not_before: Time | None
     lost_on: tuple[str, ...]
     redrives: int
     root_cause: str | None

@@ -23,12 +23,12 @@ from sheratan_hub.web.render import reply
 
 
 async def result(call: Call) -> web.StreamResponse:
-    """POST /api/jobs/{id}/result."""
+    """POST /api/jobs/{id}/result: end a lease with its result, and pull the next jobs if asked."""
     return await _one(call, call.params["id"], call.form, wait_ms(call.form.pull) if call.form.pull else 0)
 
 
 async def fleet_result(call: Call) -> web.StreamResponse:
-    """POST /mesh/submit_result: the job is named in the body; without a lease_id its current lease counts."""
+    """POST /mesh/submit_result: end a lease with its result; without a lease_id the job's current lease counts."""
     return await _one(call, call.form.job_id, call.form, 0)
 
 
@@ -48,7 +48,7 @@ def read_results(body: bytes, doc: dict[str, Any], settings: Settings) -> Result
 
 
 async def results(call: Call) -> web.StreamResponse:
-    """POST /api/results: several, each with an outcome of its own."""
+    """POST /api/results: end several leases, each with an outcome of its own."""
     parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
     commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
     if call.form.pull is None:

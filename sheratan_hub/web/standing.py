@@ -17,7 +17,7 @@ from sheratan_hub.web.standing_forms import PauseForm, RateForm
 
 
 async def pause(call: Call) -> web.StreamResponse:
-    """POST /admin/pause: jobs of a kind, or of all, are not leased for a while."""
+    """POST /admin/pause: stop leasing jobs of a kind, or of all, for a while."""
     form: PauseForm = call.form
     until = moment_ms("until", form.until) if form.until is not None else 0
     if form.until is not None and form.seconds is not None:
@@ -31,7 +31,7 @@ async def pause(call: Call) -> web.StreamResponse:
 
 
 async def resume(call: Call) -> web.StreamResponse:
-    """POST /admin/resume: they are leased again."""
+    """POST /admin/resume: lease jobs of a kind, or of all, again."""
     call.done = {"resumed": call.form.kind or "all"}
     done: Pauses = await call.hub.execute(ResumeKind(call.form.kind), call.origin)
     return reply({"ok": True, "pauses": pauses_answer(done.pauses)})
@@ -51,7 +51,7 @@ def pauses_answer(pauses: tuple[Pause, ...]) -> list[dict[str, Any]]:
 
 
 async def rate_limit(call: Call) -> web.StreamResponse:
-    """GET /admin/rate-limits/{source}: the limit in force, and how many of its jobs run."""
+    """GET /admin/rate-limits/{source}: the limit of a source, and how many of its jobs run."""
     source = _source(call)
     stored = call.hub.committer.standing.rates
     rate = rate_of(source, stored, call.hub.limits)
@@ -62,7 +62,7 @@ async def rate_limit(call: Call) -> web.StreamResponse:
 
 
 async def set_rate_limit(call: Call) -> web.StreamResponse:
-    """PUT /admin/rate-limits/{source}: set it, in the place of a configured one."""
+    """PUT /admin/rate-limits/{source}: limit a source, in the place of what is configured."""
     source = _source(call)
     form: RateForm = call.form
     call.done = {"source": source, "per_minute": form.per_minute, "concurrent": form.concurrent}
@@ -71,7 +71,7 @@ async def set_rate_limit(call: Call) -> web.StreamResponse:
 
 
 async def drop_rate_limit(call: Call) -> web.StreamResponse:
-    """DELETE /admin/rate-limits/{source}: the configured one counts again."""
+    """DELETE /admin/rate-limits/{source}: forget a limit that was set; the configured one counts again."""
     source = _source(call)
     call.done = {"source": source, "dropped": True}
     return reply(_limited(call, await call.hub.execute(DropRate(source), call.origin)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from sheratan_hub.web.forms import Form, Name, Text
+from sheratan_hub.web.forms import Form, Moment, Name, Text
 
 Most = Annotated[int, Meta(ge=0, le=1_000_000)]
 
@@ -16,7 +16,7 @@ class PauseForm(Form, frozen=True):
 
     kind: Name | None = None
     seconds: Annotated[float, Meta(gt=0, le=31_536_000)] | None = None
-    until: str | None = None
+    until: Moment | None = None
     reason: Text | None = None
 
 

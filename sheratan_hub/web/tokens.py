@@ -45,7 +45,7 @@ def _use(use: LastUse) -> dict[str, Any]:
 
 
 async def rotate(call: Call) -> web.StreamResponse:
-    """POST /api/tokens/rotation: begin one. A token that the hub makes is in this answer and never again."""
+    """POST /api/tokens/rotation: begin a rotation. A token that the hub makes is in this answer and never again."""
     form, keyring = call.form, call.services.tokens.keyring
     until, in_ms = form.deadline_ms()
     value = form.token or _new_value(call, "shn")
@@ -60,7 +60,7 @@ async def rotate(call: Call) -> web.StreamResponse:
 
 
 async def abandon(call: Call) -> web.StreamResponse:
-    """DELETE /api/tokens/rotation: the next token is no longer accepted; `locked_out` are the nodes that used it."""
+    """DELETE /api/tokens/rotation: abandon the rotation; `locked_out` are the nodes that used it."""
     uses = await last_uses(call.hub, call.services.tokens.keyring)
     before = _ring(call)
     ring: Ring = await call.hub.execute(Abandon(), call.origin)
@@ -70,7 +70,7 @@ async def abandon(call: Call) -> web.StreamResponse:
 
 
 async def listing(call: Call) -> web.StreamResponse:
-    """GET /api/access: scoped tokens by cursor, never their values."""
+    """GET /api/access: the scoped tokens by cursor, never their values."""
     page = await call.hub.page("access", (), cursor(call.request), page_limit(call.request))
     return listed("access", (_access(call, access_of(row)) for row in page.rows), page.next)
 
@@ -96,7 +96,7 @@ async def create(call: Call) -> web.StreamResponse:
 
 
 async def revoke(call: Call) -> web.StreamResponse:
-    """DELETE /api/access/{id}: the token is refused from now on."""
+    """DELETE /api/access/{id}: revoke a scoped token; it is refused from now on."""
     gone: Access = await call.hub.execute(Revoke(call.params["id"]), call.origin)
     return reply({"ok": True, "access_id": gone.id})
 

@@ -57,7 +57,7 @@ def needs_token(route: Route) -> bool:
 
 
 def test_every_right_of_the_table_is_given_to_the_admin_and_every_role_has_one() -> None:
-    assert {route.right for route in ROUTES} <= TOKEN_RIGHTS | {"public", "local", "metrics"}
+    assert {route.right for route in ROUTES} <= TOKEN_RIGHTS | {"public", "local", "metrics", "docs"}
     assert GRANTS["admin"] >= TOKEN_RIGHTS
     assert set(GRANTS) == set(ROLES)
     assert all(rights <= GRANTS["admin"] for rights in GRANTS.values())
@@ -77,9 +77,10 @@ def test_the_routes_of_a_role_are_these() -> None:
         "GET /api/missions",
         "GET /api/missions/{id}",
     }
-    assert allowed["producer"] == {"POST /api/jobs", "POST /mesh/submit_request", "POST /api/missions"} | jobs
+    docs = {"GET /openapi.json", "GET /docs"}
+    assert allowed["producer"] == {"POST /api/jobs", "POST /mesh/submit_request", "POST /api/missions"} | jobs | docs
     assert {route for route in allowed["viewer"] if not route.startswith("GET ")} == set()
-    assert allowed["node"] & (allowed["viewer"] | allowed["producer"]) == set()
+    assert allowed["node"] & (allowed["viewer"] | allowed["producer"]) == docs
     assert "POST /api/hosts/heartbeat" in allowed["node"]
     assert not any("tokens" in route or "access" in route for routes in allowed.values() for route in routes)
 

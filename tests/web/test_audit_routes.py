@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from sheratan_hub.alerts import Alert
 from sheratan_hub.audit_lines import chain_files
 from sheratan_hub.config import AuditSettings
 from tests.conftest import MakeSite, Site
@@ -289,10 +290,16 @@ async def test_without_a_watcher_there_are_no_alerts(make_site: MakeSite) -> Non
     assert (status, body) == (200, {"ok": True, "alerts": [], "next_cursor": None, "position": "0"})
 
 
+def alert_line(id: str) -> str:
+    ts = "2026-11-21T10:31:07.412Z"
+    alert = Alert(id, ts, "poison", "DLQ_ENQUEUE", "POISON", None, 1, 60, None, None, 1, 1, "a job")
+    return msgspec.json.encode(alert).decode() + "\n"
+
+
 async def test_alerts_are_told_page_by_page_the_newest_last(make_site: MakeSite, tmp_path: Path) -> None:
     site = await make_site()
     path = tmp_path / "logs" / "alerts.jsonl"
-    path.write_text("".join(json.dumps({"id": f"a{n}"}) + "\n" for n in range(25)) + '{"id": "half')
+    path.write_text("".join(alert_line(f"a{n}") for n in range(25)) + '{"id": "half')
     found: list[str] = []
     cursor = ""
     while True:
@@ -305,7 +312,7 @@ async def test_alerts_are_told_page_by_page_the_newest_last(make_site: MakeSite,
     _, last = await site.control("GET", "/api/alerts?last=2")
     assert [alert["id"] for alert in last["alerts"]] == ["a23", "a24"]
     assert last["position"] == body["position"]
-    path.write_text(path.read_text().removesuffix('{"id": "half') + '{"id": "new"}\n')
+    path.write_text(path.read_text().removesuffix('{"id": "half') + alert_line("new"))
     _, more = await site.control("GET", f"/api/alerts?cursor={body['position']}")
     assert [alert["id"] for alert in more["alerts"]] == ["new"]
 

@@ -488,12 +488,6 @@ def resolve(command: click.Command, words: list[str], text: str) -> None:
     assert not isinstance(command, click.Group), text
 
 
-def test_the_features_that_the_readme_says_are_missing_are_missing():
-    paths = {route.path for route in ROUTES}
-    for later in ("/openapi.json",):
-        assert not any(path.endswith(later) for path in paths), later
-
-
 async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSite, tmp_path: Path):
     site = await make_site()
     session = next(block for block in fenced(README, "sh") if block.startswith("hub()"))

@@ -272,6 +272,8 @@ def test_all_but_the_operators_routes_need_a_token() -> None:
         "/livez",
         "/readyz",
         "/metrics",
+        "/openapi.json",
+        "/docs",
     }
 
 
