@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "tracing"),
     1: ("rules",),
     2: (
         "hub",
@@ -38,6 +38,7 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "job_spans",
     ),
     3: ("web",),
     4: (
@@ -81,6 +82,7 @@ CLIENT = (
     "transport",
     "watcher",
     "webhook",
+    "work_spans",
     "worker",
 )
 """The side of a worker: its modules import each other and floor 0."""
