@@ -11,9 +11,10 @@ import pytest
 
 from sheratan_hub.web.routes import ROUTES
 from tests.e2e.serving import TOKEN, Served
+from tools import canaries
 from tools.ports import free_ports
 
-HMAC_KEY = "e2e-hmac-key"
+HMAC_KEY = canaries.HMAC
 
 
 def smoke(directory: Path, environ: dict[str, str], *options: str) -> tuple[int, list[str]]:
