@@ -12,6 +12,7 @@ import os
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 ACTIVE = 'canary/"shared"+\\token%0123456789'
 NEXT = 'canary/"coming"+\\token%9876543210'
@@ -49,11 +50,16 @@ def found(content: bytes | mmap.mmap, secrets: Mapping[str, str]) -> list[tuple[
 
 
 def left_in(folder: Path, secrets: Mapping[str, str] = SECRETS) -> Iterator[tuple[Path, list[tuple[str, str]]]]:
-    """The files below `folder` that hold a secret. A file with nothing but a secret in it is where it belongs."""
+    """The files below `folder` that hold a secret. In a file of its own it is where it belongs."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file() or not path.stat().st_size:
             continue
-        if path.stat().st_size < 1000 and path.read_bytes().strip().decode("utf-8", "replace") in secrets.values():
+        is_output = path.suffix in (".out", ".log")
+        if (
+            not is_output
+            and path.stat().st_size < 1000
+            and path.read_bytes().strip().decode("utf-8", "replace") in secrets.values()
+        ):
             continue
         for piece in data_of(path):
             if hits := found(piece, secrets):
@@ -85,12 +91,12 @@ def keep_outputs() -> None:
         return
     plain = subprocess.Popen.communicate
 
-    def communicate(self: subprocess.Popen[str], *given: object, **more: object) -> tuple[object, object]:
-        said = plain(self, *given, **more)  # type: ignore[arg-type]
+    def communicate(self: Any, *given: Any, **more: Any) -> tuple[Any, Any]:
+        said: tuple[Any, Any] = plain(self, *given, **more)
         with (Path(folder) / f"{os.getpid()}.out").open("ab") as out:
             for text in said:
                 if text:
                     out.write(text.encode() if isinstance(text, str) else text)
         return said
 
-    subprocess.Popen.communicate = communicate  # type: ignore[assignment, method-assign]
+    subprocess.Popen.communicate = communicate  # type: ignore[method-assign]
