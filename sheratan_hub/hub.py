@@ -144,7 +144,8 @@ class Hub:
                 if freed and not found and pulled.reason != "inflight_limit":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
-                if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
+                over = left <= 0 or self.waiting.closed or waiter.replaced
+                if pulled.jobs or over or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
                 woken = await self._wait(waiter, command, origin, left)
                 given = await self._given(waiter)
