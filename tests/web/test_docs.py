@@ -19,7 +19,7 @@ from sheratan_hub import audit, audit_read, canonical, config, handlers
 from sheratan_hub.alerts import Alert
 from sheratan_hub.audit import Audit
 from sheratan_hub.clock import VirtualClock
-from sheratan_hub.config import FIELDS, SECRETS, Secrets, Settings
+from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.explaining import NODES_MAX
 from sheratan_hub.metrics import Metrics
 from sheratan_hub.rules import evidence, explain, jobs, missions, pull, sweep
@@ -473,9 +473,11 @@ def test_the_features_that_the_readme_says_are_missing_are_missing():
 
 
 async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSite, tmp_path: Path):
-    site = await make_site(secrets=Secrets(token="shared-secret"))
+    site = await make_site()
     session = next(block for block in fenced(README, "sh") if block.startswith("hub()"))
     assert len(session.splitlines()) == 5
+    header = "Authorization: Bearer shared-secret"
+    session = session.replace(f'"{header}"', f"'{header}'").replace("shared-secret", TOKEN)
     session = session.replace(":8788", f":{site.app.ports['data']}")
     shell = await asyncio.create_subprocess_exec(
         "sh", "-e", "-c", session, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
