@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check format smoke bench torture lock clean
+.PHONY: help setup demo rotation run test check format smoke bench torture lock clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml tools/lock/dev.txt tools/setup.sh
 
 demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle; STORE=file for the file store
 	@$(BIN)/python tools/demo.py --store $(STORE)
+
+rotation: setup ## a live fleet's token is turned, and who was refused is counted; STORE=file for the file store
+	@$(BIN)/python tools/rotation.py --store $(STORE)
 
 run: setup ## serve on SQLite in the foreground
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sheratan-hub serve

@@ -27,6 +27,7 @@ from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, sto
 from sheratan_hub.diagnosis_live import Inside
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
+from sheratan_hub.job_spans import JobSpans
 from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.log import setup as setup_log
@@ -36,6 +37,7 @@ from sheratan_hub.policy_files import load_policies
 from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
+from sheratan_hub.tracing import Tracing, from_environment
 from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.callers import Failures, Proxies
@@ -124,7 +126,9 @@ def _kept(settings: Settings) -> dict[str, Any]:
 class App:
     """A hub with both planes in one process. `start`, then `stop`; `ports` tells where it listens."""
 
-    def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, secrets: Secrets, store: Store, clock: Clock, tracing: Tracing | None = None
+    ) -> None:
         self.settings, self.store, self.clock = settings, store, clock
         self._tls = server_context(settings.tls)
         self.metrics = Metrics(clock, settings.metrics.max_kinds)
@@ -152,6 +156,8 @@ class App:
         self.hub.observe(self.metrics.committed)
         if self.ledger is not None:
             self.hub.observe(self.ledger.committed)
+        if tracing is not None:
+            self.hub.observe(JobSpans(tracing, clock).committed)
         self.keyring = Keyring(clock)
         self.hub.observe(self.keyring.committed)
         self._looks, self.telling = self._measured(timed)
@@ -298,8 +304,9 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    tracing = from_environment("sheratan-hub", log.warning)
     try:
-        app = App(settings, secrets, open_store(store_url(settings), clock), clock)
+        app = App(settings, secrets, open_store(store_url(settings), clock), clock, tracing)
     except (StoreRefused, BadConfig, OSError) as no:
         return _cannot_start(no)
     try:
@@ -313,6 +320,8 @@ async def _serve(settings: Settings, secrets: Secrets) -> int:
     await stop.wait()
     log.info("stopping")
     await app.stop()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
     return 0
 
 

@@ -33,6 +33,7 @@ from sheratan_hub.cli_target import (
     give_up,
     output_option,
     run,
+    traced,
     words,
 )
 from sheratan_hub.cli_tokens import tokens
@@ -137,15 +138,21 @@ def worker(
 
 
 async def _worker(target: Target, options: Any) -> int:
-    from sheratan_hub.clock import SystemClock
     from sheratan_hub.handlers import load
-    from sheratan_hub.runner import ProcessDied
-    from sheratan_hub.worker import Worker, work
 
     try:
         handlers = load(options.module)
     except (ImportError, ValueError, SyntaxError) as error:
         raise click.UsageError(str(error)) from error
+    with traced("sheratan-worker") as tracing:
+        return await _work(target, options, handlers, tracing)
+
+
+async def _work(target: Target, options: Any, handlers: dict[str, Any], tracing: Any) -> int:
+    from sheratan_hub.clock import SystemClock
+    from sheratan_hub.runner import ProcessDied
+    from sheratan_hub.worker import Worker, work
+
     clock = SystemClock()
     hub = target.client(
         clock=clock,
@@ -158,7 +165,7 @@ async def _worker(target: Target, options: Any) -> int:
     async with hub:
         say(f"node {options.node_id} works on {', '.join(sorted(handlers))}, {options.concurrency} at once")
         try:
-            await work(Worker(hub, handlers, options, clock, say), clock)
+            await work(Worker(hub, handlers, options, clock, say, tracing), clock)
         except ProcessDied as died:
             say(f"sheratan-hub: {died}")
             return EXIT_FAILED

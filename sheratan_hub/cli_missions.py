@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sheratan_hub.cli_output import say, show_many, show_one
-from sheratan_hub.cli_target import EXIT_FAILED, PATIENCE_SECONDS, Target, output_option, run
+from sheratan_hub.cli_target import EXIT_FAILED, PATIENCE_SECONDS, Target, output_option, run, traced
 
 COLUMNS = ("mission_id", "status", "title", "jobs", "progress", "created_at")
 PAGE = 200
@@ -54,13 +54,14 @@ async def _submit(target: Target, mission: dict[str, Any], key: str | None, outp
     from msgspec import to_builtins
 
     try:
-        async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
-            done = await hub.submit_mission(
-                mission.get("title", ""),
-                mission.get("jobs", []),
-                metadata=mission.get("metadata"),
-                idempotency_key=key or mission.get("idempotency_key"),
-            )
+        with traced("sheratan-client") as tracing:
+            async with target.client(patience_seconds=PATIENCE_SECONDS, tracing=tracing) as hub:
+                done = await hub.submit_mission(
+                    mission.get("title", ""),
+                    mission.get("jobs", []),
+                    metadata=mission.get("metadata"),
+                    idempotency_key=key or mission.get("idempotency_key"),
+                )
     except (TypeError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="FILE") from None
     if output == "json":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sheratan_hub.cli_output import progress, say, show_one
-from sheratan_hub.cli_target import EXIT_FAILED, EXIT_UNFINISHED, Target, output_option, run, words
+from sheratan_hub.cli_target import EXIT_FAILED, EXIT_UNFINISHED, Target, output_option, run, traced, words
 
 if TYPE_CHECKING:
     from sheratan_hub.client import HubClient, Job, Refusal, Submitted
@@ -73,19 +74,24 @@ def submit(
 
 
 async def _submit_one(target: Target, job: dict[str, Any], wait: float, patience: float, output: str) -> int:
+    with traced("sheratan-client") as tracing:
+        async with target.client(patience_seconds=patience, tracing=tracing) as hub:
+            return await _submitted(hub, job, wait, output)
+
+
+async def _submitted(hub: HubClient, job: dict[str, Any], wait: float, output: str) -> int:
     from msgspec import to_builtins
 
     from sheratan_hub.client import HubRefused
 
-    async with target.client(patience_seconds=patience) as hub:
-        try:
-            done = await hub.submit(**job)
-        except HubRefused as no:
-            raise HubRefused(no.status, no.code, by_flags(no.detail), no.body, no.retry_after_seconds) from None
-        if not wait:
-            show_one(to_builtins(done), output)
-            return 0
-        found = await finished(hub, done.job_id, wait)
+    try:
+        done = await hub.submit(**job)
+    except HubRefused as no:
+        raise HubRefused(no.status, no.code, by_flags(no.detail), no.body, no.retry_after_seconds) from None
+    if not wait:
+        show_one(to_builtins(done), output)
+        return 0
+    found = await finished(hub, done.job_id, wait)
     show_one(to_builtins(found), output)
     if found.status in FINISHED:
         return 0 if found.status == "completed" else EXIT_FAILED
@@ -114,15 +120,22 @@ async def finished(hub: HubClient, job_id: str, wait: float) -> Job:
 async def _submit_lines(target: Target, defaults: dict[str, Any], patience: float, output: str) -> int:
     """Submit what stands on standard input, 500 lines at a time, and tell of each as its answer comes."""
     lines = enumerate(sys.stdin.buffer, 1)
+    with traced("sheratan-client") as tracing:
+        async with target.client(patience_seconds=patience, tracing=tracing) as hub:
+            return await _submitted_lines(hub, lines, defaults, output)
+
+
+async def _submitted_lines(
+    hub: HubClient, lines: Iterator[tuple[int, bytes]], defaults: dict[str, Any], output: str
+) -> int:
     submitted = refused = 0
-    async with target.client(patience_seconds=patience) as hub:
-        with progress("submitted") as advance:
-            while chunk := list(islice(lines, CHUNK)):
-                entries = [(number, _read_job(line, defaults)) for number, line in chunk if line.strip()]
-                for number, outcome in await _outcomes(hub, entries):
-                    taken = _tell(number, outcome, output)
-                    submitted, refused = submitted + taken, refused + (not taken)
-                advance(len(entries))
+    with progress("submitted") as advance:
+        while chunk := list(islice(lines, CHUNK)):
+            entries = [(number, _read_job(line, defaults)) for number, line in chunk if line.strip()]
+            for number, outcome in await _outcomes(hub, entries):
+                taken = _tell(number, outcome, output)
+                submitted, refused = submitted + taken, refused + (not taken)
+            advance(len(entries))
     say(f"{submitted} submitted, {refused} refused")
     return EXIT_FAILED if refused else 0
 

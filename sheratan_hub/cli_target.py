@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -13,6 +14,7 @@ from sheratan_hub.cli_output import say
 
 if TYPE_CHECKING:
     from sheratan_hub.client import HubClient
+    from sheratan_hub.tracing import Tracing
 
 EXIT_FAILED, EXIT_UNREACHABLE, EXIT_UNFINISHED, EXIT_REFUSED, EXIT_CONFIG = 1, 69, 75, 77, 78
 PATIENCE_SECONDS = 2.0
@@ -59,6 +61,19 @@ class Target:
             )
         except (ValueError, OSError) as error:
             raise click.UsageError(str(error)) from None
+
+
+@contextmanager
+def traced(service: str) -> Iterator[Tracing | None]:
+    """What the variables of OpenTelemetry ask for; what is not sent at the end is sent then."""
+    from sheratan_hub.tracing import from_environment
+
+    tracing = from_environment(service, lambda text: say(f"sheratan-hub: {text}"))
+    try:
+        yield tracing
+    finally:
+        if tracing is not None:
+            tracing.close()
 
 
 def run(work: Coroutine[Any, Any, int]) -> NoReturn:

@@ -38,6 +38,7 @@ from sheratan_hub.canonical import Raw, result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, groups_of, outcomes_of, packs, request_of
 from sheratan_hub.operating import Operating, job_path, query_of
+from sheratan_hub.tracing import Tracing, traceparent_of
 from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport, client_tls
 
 __all__ = [
@@ -74,7 +75,8 @@ class HubClient(Operating):
     `HubUnreachable` when no answer came in time. `connections` bounds the pool; `answer_seconds` is how long an
     answer may take beyond what a long poll waits on purpose; `hmac_key` signs results; `tls` is for a hub
     whose certificate the system does not know, or that asks for one (see `client_tls`). `token_file` is read again when
-    the hub takes the token no longer, or by `reload_token`.
+    the hub takes the token no longer, or by `reload_token`. `tracing` makes a span of each submit,
+    and the job a part of its trace (see `sheratan_hub.tracing`).
 
     Any number of tasks may share one client. Calls of `submit`, and of `complete` and `fail`, that are made while
     others are under way travel as one request; each still has its own outcome.
@@ -95,7 +97,9 @@ class HubClient(Operating):
         hmac_key: str | None = None,
         tls: ssl.SSLContext | None = None,
         token_file: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._clock = clock or SystemClock()
         self._hmac_key = hmac_key
         self._hub = Transport(
@@ -163,12 +167,21 @@ class HubClient(Operating):
         delivery: Literal["at_least_once", "at_most_once"] | None = None,
         depends_on: Sequence[str] | None = None,
         on_dependency_failure: Literal["cancel", "hold", "run"] | None = None,
+        traceparent: str | None = None,
     ) -> Submitted:
         """Hand in one job; what is left out is the hub's default. Without a key one is drawn, so that a repeated
-        request makes one job. `depends_on` are ids of jobs. Raises ValueError or TypeError for params that JSON can't
-        hold."""
+        request makes one job. `depends_on` are ids of jobs. `traceparent` (W3C) is of the span that this belongs to;
+        with `tracing` it is found out. Raises ValueError or TypeError for params that JSON can't hold."""
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
-        body = self._keyed(given)
+        if self._tracing is None:
+            return await self._submit(given)
+        with self._tracing.span("producer", "submit", kind, parent=traceparent_of(traceparent)) as span:
+            done = await self._submit({**given, "traceparent": span.traceparent})
+            span.set(job_id=done.job_id)
+            return done
+
+    async def _submit(self, job: Mapping[str, object]) -> Submitted:
+        body = self._keyed(job)
         return await self._submits.send(body, partial(Request, "data", "POST", "/api/jobs", body))
 
     async def submit_many(
@@ -184,6 +197,13 @@ class HubClient(Operating):
         `atomic` makes all or none, in one request: whatever is refused is raised.
         """
         given = list(jobs)
+        if self._tracing is None:
+            return await self._submit_all(given, atomic)
+        with self._tracing.span("producer", "submit", _one_of({str(job.get("kind")) for job in given})) as span:
+            span.set(count=len(given))
+            return await self._submit_all([{"traceparent": span.traceparent, **job} for job in given], atomic)
+
+    async def _submit_all(self, given: list[Mapping[str, object]], atomic: bool) -> list[Submitted | Refusal]:
         bodies = [self._keyed(job) for job in given]
         if atomic:
             envelope = await self._hub.ask(request_of("jobs", bodies, b',"atomic":true'), Envelope)
@@ -474,6 +494,11 @@ def _fields(report: Report) -> dict[str, Any]:
     """The report's fields as they travel, absent ones left out."""
     values = {name: getattr(report, name) for name in report.__struct_fields__}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _one_of(kinds: set[str]) -> str:
+    """The kind that all jobs of a batch have, else none."""
+    return next(iter(kinds)) if len(kinds) == 1 else ""
 
 
 def _has_no_room(outcome: object) -> bool:

@@ -24,7 +24,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request being served; every line written meanwhile carries it."""
 
 PLANES = ("control", "data")
-ROOTS = ("sheratan", "aiohttp", "asyncio")
+ROOTS = ("sheratan", "aiohttp", "asyncio", "opentelemetry")
 
 
 def setup(settings: Settings, data_dir: str | Path) -> Callable[[], None]:

@@ -32,6 +32,7 @@ from sheratan_hub.answers_admin import (
     SubmittedMission,
 )
 from sheratan_hub.merging import outcome_of
+from sheratan_hub.tracing import Tracing
 from sheratan_hub.transport import Plane, Request, Transport
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Operating:
     """What `HubClient` inherits."""
 
     _hub: Transport
+    _tracing: Tracing | None
 
     # missions
 
@@ -60,7 +62,12 @@ class Operating:
         body = {"title": title, "jobs": [dict(job) for job in jobs], "metadata": metadata}
         body["idempotency_key"] = idempotency_key or self._hub.clock.secret()
         text = json_text({name: value for name, value in body.items() if value is not None})
-        return await self._hub.ask(Request("data", "POST", "/api/missions", text), SubmittedMission)
+        request = Request("data", "POST", "/api/missions", text)
+        if self._tracing is None:
+            return await self._hub.ask(request, SubmittedMission)
+        with self._tracing.span("producer", "submit", "") as span:
+            request = request._replace(headers={"traceparent": span.traceparent})
+            return await self._hub.ask(request, SubmittedMission)
 
     async def mission(self, mission_id: str) -> Mission:
         """One mission, also one that only single jobs have named."""

@@ -31,7 +31,7 @@ class Outbox:
     """The results of one node that the hub has not yet taken.
 
     `carry` gives the pull that goes with results that leave, if there is one; then `carried` is told what it got,
-    None if there was no answer.
+    None if there was no answer. `settled` is told of each result that will not be sent again.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Outbox:
         say: Callable[[str], None],
         carry: Callable[[], dict[str, Any] | None],
         carried: Callable[[Pulled | None], None],
+        settled: Callable[[Report, Accepted | Refusal], None] | None = None,
     ) -> None:
         self._hub = hub
         self._contact = contact
@@ -49,6 +50,7 @@ class Outbox:
         self._say = say
         self._carry = carry
         self._carried = carried
+        self._settled = settled
         self._busy = False
         self._reports: dict[str, Report] = {}
         self._filled = asyncio.Event()
@@ -107,6 +109,8 @@ class Outbox:
                 again = True
                 continue
             del self._reports[report.lease_id]
+            if self._settled is not None:
+                self._settled(report, outcome)
             if isinstance(outcome, Refusal):
                 self._refused(report, outcome)
         return again

@@ -14,15 +14,21 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 
+from sheratan_hub.audit_lines import FILE_NAME, chain_files
+from sheratan_hub.audit_verify import verify
 from sheratan_hub.canonical import result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
 
 OWN_DEPTH = 20
 """Queue depth of a hub that is started for the checklist, so that reaching it is quick."""
+
+ABANDONED_SECONDS = 30 * 86_400
+"""A rotation that is abandoned at once would last so long: should smoke be killed in between, somebody will notice."""
 
 START_TRIES = 100
 STOP_MS = 10_000
@@ -46,12 +52,13 @@ class Answer(NamedTuple):
 
 
 class Target:
-    """The hub under check. `own`: it was started for this, so its limits are known."""
+    """The hub under check. `own`: it was started for this, so its limits are known, and `logs` is where it logs."""
 
     def __init__(self, session: aiohttp.ClientSession, control: str, data: str, token: str, clock: Clock) -> None:
         self.session, self.token, self.clock = session, token, clock
         self.urls = {"control": control.rstrip("/"), "data": data.rstrip("/")}
         self.own = False
+        self.logs: Path | None = None
         self.hmac_key = os.environ.get("SHERATAN_RESULT_HMAC_KEY", "")
         self.name = f"smoke-{clock.secret()[:8]}"
 
@@ -245,6 +252,20 @@ async def _attested(hub: Target) -> None:
     expect(found == ["OK", "DRIFT"], f"another build was {found[-1]}")
     accepted = (await hub.ask("control", "POST", f"/api/hosts/{node}/attest")).body
     expect(accepted["attestation"]["status"] == "OK", "it was not accepted")
+
+
+@check("node: capabilities that keep changing are SPOOF_SUSPECT, and block nothing")
+async def _spoof_suspect(hub: Target) -> None:
+    if not hub.own:
+        raise NotHere("it would raise an alarm on a hub in use")
+    node = f"{hub.name}-b"
+    found = []
+    for n in range(5):
+        body = {"node_id": node, "attestation": {"build_id": "b", "capability_hash": f"c{n}"}}
+        found.append((await hub.ask("control", "POST", "/api/hosts/heartbeat", body)).body["attestation_status"])
+    expect(found[0] == "OK" and found[1] == "DRIFT" and found[-1] == "SPOOF_SUSPECT", f"it was {found}")
+    await hub.submit()
+    await hub.finish(await hub.lease("b"))
 
 
 @check("node: a drained one gets no jobs until it is resumed")
@@ -462,6 +483,77 @@ async def _access(hub: Target) -> None:
     expect(gone.status == 403, f"the revoked one gave {gone.status}")
 
 
+def _presented(token: str) -> list[tuple[str, str, dict[str, str]]]:
+    """The token in either header to either plane: (plane, path, headers)."""
+    forms = ({"Authorization": f"Bearer {token}"}, {"X-Sheratan-Token": token})
+    return [
+        (plane, path, headers)
+        for plane, path in (("control", "/api/registry"), ("data", "/api/jobs?limit=1"))
+        for headers in forms
+    ]
+
+
+async def _answers(hub: Target, token: str) -> set[tuple[int, str]]:
+    """What the hub answers to this token: (status, code)."""
+    found = set()
+    for plane, path, headers in _presented(token):
+        answer = await hub.ask(plane, "GET", path, headers=headers)
+        found.add((answer.status, answer.body.get("code", "")))
+    return found
+
+
+async def _begin(hub: Target, seconds: float) -> str:
+    """Begin a rotation; the next token."""
+    before = (await hub.ask("control", "GET", "/api/tokens")).body
+    if before["next"] is not None:
+        raise NotHere("a rotation is under way")
+    token = f"{hub.name}-{hub.clock.secret()}"
+    begun = await hub.ask("control", "POST", "/api/tokens/rotation", {"seconds": seconds, "token": token})
+    expect(begun.status == 201, f"the beginning gave {begun.status}: {begun.body}")
+    expect(begun.body["active"] == before["active"] and token not in json.dumps(begun.body), f"it said {begun.body}")
+    return token
+
+
+@check("rotation: once begun both tokens are accepted, once abandoned the old one alone")
+async def _abandoned(hub: Target) -> None:
+    before = (await hub.ask("control", "GET", "/api/tokens")).body["active"]
+    token = await _begin(hub, ABANDONED_SECONDS)
+    try:
+        both = await _answers(hub, hub.token) | await _answers(hub, token)
+        expect(both == {(200, "")}, f"while both should be good they were answered {both}")
+        again = await hub.ask("control", "POST", "/api/tokens/rotation", {"seconds": 60})
+        expect((again.status, again.body["code"]) == (409, "rotation_under_way"), f"a second one gave {again.status}")
+    finally:
+        gone = await hub.ask("control", "DELETE", "/api/tokens/rotation")
+        expect(gone.status == 200, f"call `sheratan-hub tokens abandon`: to abandon it gave {gone.status}")
+    expect(await _answers(hub, token) == {(403, "invalid_token")}, "the abandoned token is still accepted")
+    after = (await hub.ask("control", "GET", "/api/tokens")).body
+    expect((after["active"], after["next"]) == (before, None), f"the tokens are not as they were: {after}")
+
+
+@check("rotation: at its end the old token is refused for good, the new one goes on")
+async def _rotated(hub: Target) -> None:
+    if not hub.own:
+        raise NotHere("the token of a hub in use is not turned")
+    old, new = hub.token, await _begin(hub, 1.5)
+    beat = {"node_id": f"{hub.name}-a"}
+    told = (await hub.ask("control", "POST", "/api/hosts/heartbeat", beat)).body["token"]
+    expect(told["retiring"] is True, f"a heartbeat with the old token was told {told}")
+    hub.token = new
+    told = (await hub.ask("control", "POST", "/api/hosts/heartbeat", beat)).body["token"]
+    expect(told["retiring"] is False, f"a heartbeat with the new token was told {told}")
+    for _ in range(50):
+        state = (await hub.ask("control", "GET", "/api/tokens")).body
+        if state["next"] is None:
+            break
+        await hub.clock.sleep(100)
+    expect(state["next"] is None and bool(state["retired"]), f"the rotation did not end: {state}")
+    expect(await _answers(hub, old) == {(403, "old_token")}, "the old token is not refused as old")
+    expect(await _answers(hub, new) == {(200, "")}, "the new token is not accepted")
+    ends = (await hub.ask("control", "GET", "/api/audit?event=TOKEN_ROTATION_FINALIZED")).body["events"]
+    expect(len(ends) == 1, f"its end is told {len(ends)} times")
+
+
 @check("policy: a draft is tried without effect")
 async def _plan(hub: Target) -> None:
     draft = {"rules": [{"effect": "deny", "actions": ["submit"], "kinds": [hub.name]}]}
@@ -485,13 +577,33 @@ async def _policy(hub: Target) -> None:
     headers["If-Match"] = "*"
     back = await hub.ask("control", "POST", "/api/policies/0/activate", headers=headers)
     expect((no.status, no.body.get("code")) == (403, "policy_denied"), f"it gave {no.status}: {no.body}")
+    expect(f"version {made.body['version']}" in no.body["detail"], f"it does not name what denied it: {no.body}")
     expect(back.status == 200, f"going back gave {back.status}")
+    lines = (await hub.ask("control", "GET", "/api/audit?event=POLICY_DENY")).body["events"]
+    expect(len(lines) == 1 and lines[0]["path"] == "/api/jobs", f"the audit log has {lines}")
+    await hub.submit()
+    await hub.finish(await hub.lease())
 
 
 @check("audit: the chain of the log holds")
 async def _audit(hub: Target) -> None:
     told = await hub.ask("control", "GET", "/api/audit?limit=1")
     expect(told.status == 200 and told.body["chain"]["ok"] is True, f"it gave {told.status}: {told.body}")
+
+
+@check("audit: its files are proved from outside, and one changed byte is found")
+async def _audit_files(hub: Target) -> None:
+    if hub.logs is None:
+        raise NotHere("the files of a hub in use are proved by `sheratan-hub audit verify`")
+    files = chain_files(hub.logs / FILE_NAME)
+    verdict = await asyncio.to_thread(verify, files)
+    expect(verdict.broken is None and verdict.head.seq > 0, f"they are broken: {verdict.broken}")
+    text = b"".join(file.read_bytes() for file in files)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / FILE_NAME
+        copy.write_bytes(text.replace(b"AUTH_FAILURE", b"AUTH_FAILURF", 1))
+        changed = await asyncio.to_thread(verify, [copy])
+    expect(changed.broken is not None, "a changed line was not found")
 
 
 @check("errors: hostile bodies are 400 as problem+json")
@@ -594,7 +706,7 @@ async def own_hub(session: aiohttp.ClientSession, clock: Clock) -> AsyncIterator
         )
         try:
             hub = Target(session, f"http://127.0.0.1:{control}", f"http://127.0.0.1:{data}", token, clock)
-            hub.own, hub.hmac_key = True, ""
+            hub.own, hub.hmac_key, hub.logs = True, "", Path(directory) / "logs"
             await _until_ready(hub, process, clock)
             yield hub
         finally:

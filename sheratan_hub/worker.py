@@ -1,6 +1,7 @@
 """The node daemon: pulls jobs, runs their handlers, keeps their leases, sends results; and `@handler` to write them.
 
-A handler module says `from sheratan_hub.worker import Fail, handler`.
+A handler module says `from sheratan_hub.worker import Fail, handler`. Longer than 300 lines because the daemon is
+best read in one piece.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sheratan_hub.outbox import Outbox
 from sheratan_hub.pulling import Pulling
 from sheratan_hub.runner import ProcessDied, Runner
 from sheratan_hub.running import Running
+from sheratan_hub.tracing import Span, Tracing
+from sheratan_hub.work_spans import WorkSpans
 
 __all__ = ["Attempt", "Fail", "Options", "Worker", "handler", "load", "work"]
 
@@ -57,11 +60,14 @@ class Worker:
         options: Options,
         clock: Clock,
         say: Callable[[str], None],
+        tracing: Tracing | None = None,
     ) -> None:
+        self._spans = WorkSpans(tracing, options.node_id) if tracing is not None else None
         self._hub, self._options, self._clock, self._say = hub, options, clock, say
         self._runner = Runner(options.module, handlers, options.concurrency)
         self._contact = Contact(clock, say)
-        self._outbox = Outbox(hub, self._contact, clock, say, self._carry, self._carried)
+        settled = self._spans.settled if self._spans is not None else None
+        self._outbox = Outbox(hub, self._contact, clock, say, self._carry, self._carried, settled)
         self._pulling = Pulling(hub, clock, options.node_id, options.capabilities, sorted(handlers))
         self._group = asyncio.TaskGroup()
         self._running: dict[str, Running] = {}
@@ -158,10 +164,20 @@ class Worker:
             if older.lease.job_id == lease.job_id:
                 older.end("gone")
         if lease.lease_id not in self._running:
+            span = None
+            if self._spans is not None:
+                span, lease = self._spans.begin(lease)
             job = self._running[lease.lease_id] = Running(lease, self._hub, self._runner, self._contact, self._clock)
-            self._group.create_task(self._work(job))
+            self._group.create_task(self._work(job) if span is None else self._traced(job, span))
 
-    async def _work(self, job: Running) -> None:
+    async def _traced(self, job: Running, span: Span) -> None:
+        """Work on it as a part of its trace: what an async handler traces is a child of this span."""
+        with span:
+            outcome = await self._work(job)
+            if self._spans is not None:
+                self._spans.done(span, job.lease, outcome)
+
+    async def _work(self, job: Running) -> Outcome | None:
         lease = job.lease
         try:
             outcome = await job.work()
@@ -180,6 +196,7 @@ class Worker:
             self._say(f"job {lease.job_id} is no longer this node's; its handler was stopped")
         else:
             await self._release(lease)
+        return outcome
 
     async def _release(self, lease: Lease) -> None:
         await self._contact.reach("release", self._hub.release(lease.job_id, lease.lease_id))

@@ -27,14 +27,24 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits
 from sheratan_hub.storage import open_store
 from tests import promised
+from tools import canaries
 
-TOKEN = "canary-token-for-tests"
+TOKEN = canaries.ACTIVE
+canaries.keep_outputs()
 
 
 def lacking(what: str) -> NoReturn:
     """A test cannot run for want of this: a failure in CI, elsewhere a skip that is shown."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
     raise AssertionError(what)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where outputs are kept, all that is logged in this process is, at DEBUG."""
+    folder = os.environ.get(canaries.KEPT)
+    if folder is not None:
+        config.option.log_file = f"{folder}/{os.getpid()}.log"
+        config.option.log_file_level = "DEBUG"
 
 
 class Site:
@@ -120,7 +130,12 @@ async def make_site(tmp_path: Path) -> AsyncIterator[MakeSite]:
             }
         )
         clock = clock or SystemClock()
-        app = App(settings, secrets or Secrets(token=TOKEN), open_store(settings.store.url, clock), clock)
+        app = App(
+            settings,
+            secrets or Secrets(token=TOKEN, hmac_key=canaries.HMAC),
+            open_store(settings.store.url, clock),
+            clock,
+        )
         await app.start()
         session = aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"})
         sites.append(Site(app, session))

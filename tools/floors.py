@@ -26,7 +26,7 @@ FLOORS = {
             "audit_verify",
             "storage_tools",
         ),
-        *("redact", "bundle", "tails"),
+        *("redact", "bundle", "tails", "tracing"),
     ),
     1: ("rules",),
     2: (
@@ -61,6 +61,7 @@ FLOORS = {
         "store_backup",
         "store_repair",
         "unsaved",
+        "job_spans",
     ),
     3: ("web",),
     4: (
@@ -108,6 +109,7 @@ CLIENT = (
     "transport",
     "watcher",
     "webhook",
+    "work_spans",
     "worker",
 )
 """The side of a worker: its modules import each other and floor 0."""

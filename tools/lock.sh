@@ -4,7 +4,7 @@ set -eu
 .venv/bin/python -m pip --disable-pip-version-check --quiet install uv
 for name in run dev; do
     options=""
-    [ "$name" = run ] || options="--group dev --extra speed"
+    [ "$name" = run ] || options="--group dev --extra speed --extra otel"
     .venv/bin/uv pip compile pyproject.toml $options --universal --python-version 3.11 --generate-hashes --upgrade \
         --no-header --no-annotate --no-emit-index-url --quiet --output-file "tools/lock/$name.txt"
 done

@@ -1,5 +1,6 @@
 """Runs the test suites one after the other and holds each to its budget of seconds: what `make test` calls.
 
+All that they leave behind, and all that they and their processes say, is then searched for the secrets of their hubs.
 Options of pytest may follow. A suite that has not ended after twice its budget is killed with all it started.
 """
 
@@ -13,8 +14,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from threading import Timer
 from time import monotonic as now
+from typing import TextIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools import canaries
 
 from tools import prometheus
 
@@ -31,18 +37,38 @@ NO_TESTS = 5
 COUNTS = re.compile(r"(\d+) (passed|failed|errors?)")
 
 
-def run(suite: str) -> tuple[int, int, float, str]:
-    """(passed, failed, seconds, what went wrong with the suite as a whole)"""
+def run(suite: str, kept: Path) -> tuple[int, int, float, str]:
+    """(passed, failed, seconds, what went wrong with the suite as a whole); files and outputs go below `kept`."""
     began = now()
+    said = kept / f"{suite}-said"
+    said.mkdir()
     workers = ["-p", "xdist", "-n", str(AT_ONCE)]
-    command = [sys.executable, "-m", "pytest", "-q", *workers, f"tests/{suite}", *sys.argv[1:]]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    ) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *workers,
+        f"tests/{suite}",
+        f"--basetemp={kept / suite}",
+        *sys.argv[1:],
+    ]
+    with (
+        (said / "pytest.out").open("w") as out,
+        subprocess.Popen(
+            command,
+            env={**os.environ, canaries.KEPT: str(said)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process,
+    ):
         limit = Timer(2 * BUDGETS[suite], kill_all, (process,))
         limit.start()
         try:
-            last = tell(process)
+            last = tell(process, out)
             status = process.wait()
         finally:
             limit.cancel()
@@ -59,12 +85,13 @@ def run(suite: str) -> tuple[int, int, float, str]:
     return found.get("passed", 0), failed, seconds, wrong
 
 
-def tell(process: subprocess.Popen[str]) -> str:
-    """Print what it prints; the last line with something on it."""
+def tell(process: subprocess.Popen[str], out: TextIO) -> str:
+    """Print what it prints, also to `out`; the last line with something on it."""
     assert process.stdout is not None
     last = ""
     for line in process.stdout:
         print(line, end="", flush=True)
+        out.write(line)
         last = line if line.strip() else last
     return last
 
@@ -99,12 +126,20 @@ def main() -> int:
     if unknown:
         print(f"without a budget in tools/suites.py: {', '.join(sorted(unknown))}")
         return 1
-    results = {suite: run(suite) for suite in BUDGETS if suite in present}
+    kept = Path(mkdtemp(prefix="sheratan-tests-"))
+    leaks: list[str] = []
+    try:
+        results = {suite: run(suite, kept) for suite in BUDGETS if suite in present}
+        leaks = [f"{hits} in {path}" for path, hits in canaries.left_in(kept)]
+    finally:
+        if not leaks:
+            shutil.rmtree(kept, ignore_errors=True)
     print("\nsuite      passed  failed  seconds  budget")
     for suite, (passed, failed, seconds, wrong) in results.items():
         print(f"{suite:9} {passed:7} {failed:7} {seconds:8.1f} {BUDGETS[suite]:7}  {wrong}".rstrip())
     passed = sum(result[0] for result in results.values())
-    failed = sum(result[1] + bool(result[3]) for result in results.values())
+    failed = sum(result[1] + bool(result[3]) for result in results.values()) + len(leaks)
+    print("\n".join(f"SECRET: {leak}" for leak in leaks) or "no secret in anything that was left")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
 

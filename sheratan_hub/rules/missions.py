@@ -179,9 +179,11 @@ def mission_key(mission_id: str) -> Key:
 
 
 def mission_sha256(body: bytes) -> str:
-    """A digest of what a mission was asked for with, its idempotency key left out."""
+    """A digest of what a mission was asked for with, without its idempotency key and what traces its jobs."""
     doc: dict[str, Any] = msgspec.json.decode(body)
     doc.pop("idempotency_key", None)
+    for job in doc.get("jobs", ()):
+        job.pop("traceparent", None)
     return hashlib.sha256(canonical(msgspec.json.encode(doc))).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from aiohttp import hdrs
@@ -12,6 +13,7 @@ from sheratan_hub.keyring import ANYBODY, Holder, Keyring, ended
 from sheratan_hub.rules.access import GRANTS, Right
 from sheratan_hub.rules.command import Code, Refused
 
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 TOKEN_HEADER = "X-Sheratan-Token"  # noqa: S105 - a header's name
 
 
@@ -99,7 +101,9 @@ class HostCheck:
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         """What a browser sends on behalf of a page of another site is refused; following a link here is not."""
         origin = headers.get(hdrs.ORIGIN)
-        if origin is None:
+        if sum(name.lower() == "origin" for name, _ in headers.items()) > 1:
+            foreign = True  # a browser sends one
+        elif origin is None:
             foreign = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Mode") != "navigate"
         else:
             scheme, _, place = origin.partition("://")
@@ -111,7 +115,6 @@ class HostCheck:
 
 
 def _host_name(given: str) -> str:
-    """The name of a Host header without its port, in lower case."""
-    if given.startswith("["):
-        return given.partition("]")[0].lower() + "]"
-    return given.partition(":")[0].lower()
+    """The name of a Host header without its port, in lower case; empty for what is no name and port."""
+    found = _HOST.fullmatch(given)
+    return found[1].lower() if found else ""

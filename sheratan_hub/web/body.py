@@ -37,6 +37,8 @@ async def read_body(request: BaseRequest, limit: int, seconds: float = BODY_SECO
     """The whole body. Refused: `unsupported_media_type`, `body_too_large` (as soon as it is known)."""
     _refuse_foreign(request.headers)
     length = request.content_length
+    if length is None and request.headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
+        raise Refused(Code.UNSUPPORTED_MEDIA_TYPE, "of transfer encodings only chunked is taken")
     if length is not None and length > limit:
         raise _too_large(limit)
     expects = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11

@@ -14,6 +14,7 @@ from sheratan_hub.rules.graph import Member, plan, refuse_repeated
 from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_of
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit, Submitted
+from sheratan_hub.tracing import traceparent_of
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry, quota_headers
 from sheratan_hub.web.forms import BatchForm, JobForm
@@ -74,7 +75,14 @@ def _told(call: Call, done: Submitted, request_id: str) -> SubmitAnswer:
 
 def _submit_command(call: Call, form: JobForm, *, header: bool) -> Submit:
     key = header_key(call) if header else None
-    return form.command(call.services.clock.job_id(), key, call.request.headers.get("traceparent"))
+    return form.command(call.services.clock.job_id(), key, _header_trace(call))
+
+
+def _header_trace(call: Call) -> str | None:
+    """The trace context of the header; several of them are as good as none."""
+    headers = call.request.headers
+    text = headers.get("traceparent")
+    return None if text is None or len(headers.getall("traceparent")) > 1 else traceparent_of(text)
 
 
 def header_key(call: Call) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from sheratan_hub.rules.edges import PARENTS_MAX
 from sheratan_hub.rules.jobs import OnFailure
 from sheratan_hub.rules.policy import Policy
 from sheratan_hub.rules.submit import Submit
+from sheratan_hub.tracing import traceparent_of
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=200)]
@@ -27,7 +27,6 @@ LAST_MOMENT_MS = 253_370_764_800_000
 """The year 9999: RFC 3339 has four digits for a year."""
 
 LEVELS = {"CRITICAL": 0, "HIGH": 1, "NORMAL": 2, "LOW": 3}
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,9 +54,10 @@ class JobForm(Form, frozen=True):
     depends_on: Annotated[list[Name], Meta(max_length=PARENTS_MAX)] | None = None
     on_dependency_failure: OnFailure = "cancel"
     ref: Name | None = None
+    traceparent: str | None = None
 
     def command(self, job_id: str, key: str | None = None, traceparent: str | None = None) -> Submit:
-        """The command; `key` is the one of the header, if any. Refused with `invalid_field`."""
+        """The command; `key` and `traceparent` are those of the headers, if any. Refused with `invalid_field`."""
         if key is not None and self.idempotency_key not in (None, key):
             raise Refused(Code.INVALID_FIELD, "the Idempotency-Key header and idempotency_key differ")
         key = self.idempotency_key if key is None else key
@@ -79,7 +79,7 @@ class JobForm(Form, frozen=True):
             round(self.delay_seconds * 1000),
             round(self.expires_in_seconds * 1000) if self.expires_in_seconds else 0,
             self.delivery == "at_most_once",
-            traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None,
+            traceparent_of(self.traceparent) or traceparent,
             tuple(self.depends_on) if self.depends_on else (),
             self.on_dependency_failure,
         )

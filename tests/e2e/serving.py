@@ -12,9 +12,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tools import canaries
 from tools.ports import free_ports
 
-TOKEN = "e2e-token-0123456789"
+TOKEN = canaries.ACTIVE
 
 
 class Served:
@@ -43,6 +44,8 @@ class Served:
         raise AssertionError(self.process.communicate()[1])
 
     def begin(self) -> subprocess.Popen[str]:
+        if not (self.directory / "hub.toml").exists():
+            (self.directory / "hub.toml").write_text("[log]\nlevel = 'debug'\n")
         return subprocess.Popen(
             [sys.executable, "-m", "sheratan_hub", "serve"],
             cwd=self.directory,

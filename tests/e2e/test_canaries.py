@@ -17,38 +17,13 @@ import pytest
 
 from sheratan_hub.clock import SystemClock, rfc3339
 from tests.e2e.serving import Served
+from tools.canaries import found
 
 ACTIVE = 'canary/"active"+\\token%0123456789'
 NEXT = 'canary/"next"+\\token%9876543210'
 HMAC = 'canary/"hmac"+\\key%0123456789abcdef'
 GIVEN = 'canary/"given"+\\token%abcdefgh'
 WRONG = 'canary/"wrong"+\\token%zyxwvuts'
-
-
-def encodings(secret: str) -> dict[str, set[bytes]]:
-    """Every form that a secret may take on its way into a file; of base64 the parts that no neighbour can change."""
-    raw = secret.encode()
-    forms: dict[str, set[bytes]] = {
-        "raw": {raw},
-        "hex": {raw.hex().encode(), raw.hex().upper().encode()},
-        "url": {urllib.parse.quote(secret, safe=safe).encode() for safe in ("", "/", '/"+\\')},
-        "json": {json.dumps(secret)[1:-1].encode(), json.dumps(json.dumps(secret)[1:-1])[1:-1].encode()},
-    }
-    for name, encode in (("base64", base64.b64encode), ("base64url", base64.urlsafe_b64encode)):
-        forms[name] = {
-            encode(b"\0" * shift + raw)[4 if shift else 0 : (shift + len(raw)) // 3 * 4] for shift in range(3)
-        }
-    return forms
-
-
-def found(content: bytes, secrets: dict[str, str]) -> list[tuple[str, str]]:
-    """Which secret stands there in which form."""
-    return [
-        (name, form)
-        for name, secret in secrets.items()
-        for form, texts in encodings(secret).items()
-        if any(text in content for text in texts)
-    ]
 
 
 @pytest.mark.parametrize(

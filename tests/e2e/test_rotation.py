@@ -25,8 +25,9 @@ from sheratan_hub.clock import SystemClock, rfc3339
 from sheratan_hub.storage import open_store
 from tests.e2e.serving import TOKEN, Served
 from tests.e2e.test_worker import SECONDS
+from tools import canaries
 
-OLD, NEW = "old-token-0123456789", "new-token-0123456789"
+OLD, NEW = canaries.ACTIVE, canaries.NEXT
 RUNS = int(os.environ.get("ROTATIONS", "3"))
 WINDOW_SECONDS = 3.0
 

@@ -11,9 +11,10 @@ import pytest
 
 from sheratan_hub.web.routes import ROUTES
 from tests.e2e.serving import TOKEN, Served
+from tools import canaries
 from tools.ports import free_ports
 
-HMAC_KEY = "e2e-hmac-key"
+HMAC_KEY = canaries.HMAC
 
 
 def smoke(directory: Path, environ: dict[str, str], *options: str) -> tuple[int, list[str]]:
@@ -71,9 +72,11 @@ def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path
 
 def test_a_hub_in_use_is_checked_without_harm_to_its_jobs(served: Served) -> None:
     mine = served.ask("POST", "/api/jobs", {"kind": "mine"})["job_id"]
+    tokens = served.ask("GET", "/api/tokens", port=served.control_port)
     status, lines = smoke(served.directory, served.environ, *options(served))
     assert [line for line in lines if line.startswith("FAIL")] == []
-    assert (status, skipped(lines)) == (0, [*UNBUILT, "SKIP  back-pressure", "SKIP  policy"])
+    for_its_own = ["SKIP  node", "SKIP  back-pressure", "SKIP  rotation", "SKIP  policy", "SKIP  audit"]
+    assert (status, sorted(skipped(lines))) == (0, sorted([*UNBUILT, *for_its_own]))
     left = [
         job["job_id"]
         for word in ("pending", "quarantined", "running", "failed")
@@ -81,6 +84,21 @@ def test_a_hub_in_use_is_checked_without_harm_to_its_jobs(served: Served) -> Non
     ]
     assert left == [mine]
     assert served.ask("GET", "/admin/queue")["pauses"] == []
+    assert {**served.ask("GET", "/api/tokens", port=served.control_port), "nodes": {}} == tokens
+    assert served.ask("GET", "/api/access", port=served.control_port)["access"] == []
+
+
+def test_a_rotation_that_is_under_way_is_left_alone(served: Served) -> None:
+    begun = {"seconds": 3600, "token": "somebody-elses-next-token"}
+    served.ask("POST", "/api/tokens/rotation", begun, port=served.control_port)
+    tokens = served.ask("GET", "/api/tokens", port=served.control_port)
+    status, lines = smoke(served.directory, served.environ, *options(served))
+    assert status == 0
+    assert "a rotation is under way" in next(line for line in lines if line.startswith("SKIP  rotation: once"))
+    left = served.ask("GET", "/api/tokens", port=served.control_port)
+    assert [left[name] for name in ("active", "next", "until")] == [
+        tokens[name] for name in ("active", "next", "until")
+    ]
 
 
 def test_a_broken_promise_is_said_and_its_jobs_are_cancelled(served: Served) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.e2e.processes import ended
 from tests.e2e.serving import Served
+from tools import canaries
 
 MODULE = Path(__file__).with_name("handlers_for_tests.py")
 
@@ -135,7 +136,7 @@ def test_each_way_a_handler_can_end_reaches_the_hub(make_crew: Callable[..., Cre
     crew = make_crew(
         SHERATAN_RESULT_INTEGRITY="hmac",
         SHERATAN_RESULT_INTEGRITY_REQUIRED="1",
-        SHERATAN_RESULT_HMAC_KEY="canary-key-0123456789abcdef012345",
+        SHERATAN_RESULT_HMAC_KEY=canaries.HMAC,
     )
     worker = crew.worker("--node-id", "w", "--concurrency", "2")
     jobs = {

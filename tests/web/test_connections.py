@@ -147,7 +147,7 @@ async def test_hundreds_of_silent_and_dripping_sockets_are_gone_in_time_while_ot
 ) -> None:
     clock = VirtualClock()
     site = await make_site(clock=clock)
-    sockets = [await dial(site, "" if n % 2 else "GET /livez HTTP/1.1\r\nX-A: b\r\n") for n in range(200)]
+    sockets = [await dial(site, "" if n % 2 else "GET /livez HTTP/1.1\r\nX-A: b\r\n") for n in range(500)]
     job_id = await site.submit()
     polling = asyncio.create_task(site.lease(kinds=["other"], wait_seconds=30))
     for second in range(13):

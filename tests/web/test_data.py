@@ -110,6 +110,46 @@ async def test_an_unknown_job_is_404(site: Site) -> None:
     refused(await site.data("GET", "/api/jobs/none"), 404, "job_not_found")
 
 
+async def test_a_traceparent_in_the_body_wins_and_each_entry_may_have_its_own(site: Site) -> None:
+    header, own, other = (f"00-{n * 32}-{n * 16}-01" for n in "123")
+    headers = {"traceparent": header}
+    await site.data("POST", "/api/jobs", {"kind": "w", "traceparent": own}, headers=headers)
+    entries = [{"kind": "w", "traceparent": other}, {"kind": "w"}, {"kind": "w", "traceparent": "nonsense"}]
+    await site.data("POST", "/api/jobs", {"jobs": entries}, headers=headers)
+    await site.data("POST", "/mesh/submit_request", {"kind": "w"}, headers=headers)
+    told = [job["traceparent"] for job in (await pull(site, max=5))["jobs"]]
+    assert told == [own, other, header, header, header]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("traceparent", f"00-{'0' * 32}-{'1' * 16}-01")],
+        [("traceparent", f"ff-{'1' * 32}-{'1' * 16}-01")],
+        [("traceparent", f"00-{'1' * 32}-{'1' * 16}-01"), ("traceparent", f"00-{'2' * 32}-{'2' * 16}-01")],
+    ],
+)
+async def test_an_invalid_traceparent_is_as_good_as_none(site: Site, headers: list[tuple[str, str]]) -> None:
+    status, _ = await site.data("POST", "/api/jobs", {"kind": "w"}, headers=headers)
+    assert status == 201
+    assert (await pull(site))["jobs"][0]["traceparent"] is None
+
+
+async def test_a_repeated_submit_may_be_of_another_trace(site: Site) -> None:
+    first, again = (f"00-{n * 32}-{n * 16}-01" for n in "12")
+    body = {"kind": "w", "idempotency_key": "k"}
+    await site.data("POST", "/api/jobs", {**body, "traceparent": first})
+    _, told = await site.data("POST", "/api/jobs", {**body, "traceparent": again})
+    assert told["dedup"]
+    assert (await pull(site))["jobs"][0]["traceparent"] == first
+    mission = {"title": "m", "idempotency_key": "k"}
+    made = [
+        await site.data("POST", "/api/missions", {**mission, "jobs": [{"kind": "w", "traceparent": trace}]})
+        for trace in (first, again)
+    ]
+    assert [status for status, _ in made] == [201, 200]
+
+
 async def test_a_traceparent_goes_to_the_worker(site: Site) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     await site.data("POST", "/api/jobs", {"kind": "w"}, headers={"traceparent": trace})

@@ -492,7 +492,9 @@ async def test_the_curl_session_of_the_readme_completes_a_job(make_site: MakeSit
     site = await make_site()
     session = next(block for block in fenced(README, "sh") if block.startswith("hub()"))
     assert len(session.splitlines()) == 5
-    session = session.replace("shared-secret", TOKEN).replace(":8788", f":{site.app.ports['data']}")
+    header = "Authorization: Bearer shared-secret"
+    session = session.replace(f'"{header}"', f"'{header}'").replace("shared-secret", TOKEN)
+    session = session.replace(":8788", f":{site.app.ports['data']}")
     shell = await asyncio.create_subprocess_exec(
         "sh", "-e", "-c", session, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -521,7 +523,7 @@ async def test_the_worker_and_the_client_of_the_readme_work_together(
     text.write_text("one two\nthree\n")
 
     urls = f'control_url="{site.url("control", "")}", data_url="{site.url("data", "")}", '
-    exec(client.replace("HubClient(token", f"HubClient({urls}token").replace("shared-secret", TOKEN), space)
+    exec(client.replace("HubClient(token", f"HubClient({urls}token").replace('"shared-secret"', repr(TOKEN)), space)
     counting = asyncio.create_task(space["count"](str(text)))
     lease = await site.lease(kinds=["text.stats"], wait_seconds=10)
     await site.finish(lease, result=space["stats"](lease["params"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +46,41 @@ def test_all_passed_is_success(capfd: pytest.CaptureFixture[str]) -> None:
     put("rules", FINE)
     assert suites.main() == 0
     assert last_line(capfd) == "1 passed, 0 failed"
+
+
+LEAKING = """
+import logging, subprocess, sys
+from tools import canaries
+canaries.keep_outputs()
+def test_it(tmp_path):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "(tmp_path / 'log').write_text(canaries.HMAC.encode().hex())",
+        "subprocess.run([sys.executable, '-c', 'from tools.canaries import *; print(ACTIVE)'], capture_output=True)",
+    ],
+)
+def test_a_secret_that_is_left_behind_is_a_failure(
+    leak: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(suites.__file__).parents[1]))
+    put("rules", LEAKING.format(leak))
+    assert suites.main() == 1
+    said = capfd.readouterr().out
+    assert "SECRET: " in said
+    for line in said.splitlines():
+        if line.startswith("SECRET: "):
+            shutil.rmtree("/".join(line.partition(" in ")[2].split("/")[:3]), ignore_errors=True)
+
+
+def test_a_secret_in_a_file_of_its_own_is_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(suites.__file__).parents[1]))
+    put("rules", LEAKING.format("(tmp_path / 'token').write_text(canaries.ACTIVE)"))
+    assert suites.main() == 0
 
 
 def test_no_test_at_all_is_a_failure() -> None:
