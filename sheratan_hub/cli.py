@@ -82,16 +82,15 @@ main.add_command(limits)
 @click.option("--data-host", "data__host", help="Address of the data plane.")
 @click.option("--data-port", "data__port", type=int, help="Port of the data plane; 0: any free one.")
 @click.option("--data-dir", "hub__data_dir", type=click.Path(), help="Where state and logs are kept.")
+@click.option("--token-file", "auth__token_file", type=click.Path(), help="File that holds the hub's token.")
 @click.option("--store", "store__url", help="Store URL, such as sqlite://var/hub.db, file://var/hub or memory://.")
 @click.option("--log-level", "log__level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(path: str | None, **flags: object) -> NoReturn:
-    """Run a hub, both planes, until SIGTERM or Ctrl-C."""
-    from sheratan_hub import app, config
+    """Run a hub, both planes, until SIGTERM or Ctrl-C. SIGHUP reads the settings again and reopens the logs."""
+    from sheratan_hub import config, serving
 
     try:
-        given = {name.replace("__", "."): value for name, value in flags.items()}
-        settings, secrets = config.load(path, os.environ, given)
-        sys.exit(app.serve(settings, secrets))
+        sys.exit(serving.serve(path, os.environ, {name.replace("__", "."): value for name, value in flags.items()}))
     except config.BadConfig as bad:
         give_up(str(bad), EXIT_CONFIG)
 

@@ -178,3 +178,8 @@ def rfc3339(ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339 UTC with `Z` and three decimals."""
     moment = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def monotonic_us() -> int:
+    """The machine's monotonic clock in microseconds, as service managers read it."""
+    return time.monotonic_ns() // 1000

@@ -74,7 +74,8 @@ class Watcher:
         *,
         posting: bool = False,
     ) -> None:
-        self._path, self._alerts = folder / FILE_NAME, AlertsFile(folder / ALERTS_NAME)
+        self._path = folder / FILE_NAME
+        self._alerts = AlertsFile(folder / ALERTS_NAME, settings.max_bytes, settings.keep_files)
         self._state_path = folder / STATE_NAME
         self._settings, self._clock, self._say, self._posting = settings, clock, say, posting
         self._file = -1
@@ -98,6 +99,12 @@ class Watcher:
         self._judge = Judge(self._settings.in_force(), self._at.counted, self._at.now)
         self._known = self._alerts.since(self._at.alerts_bytes)
         self._file = -1
+
+    def adopt(self, settings: AlertSettings, *, posting: bool) -> None:
+        """Go by other settings from now on; what was counted stays counted."""
+        self._settings, self._posting = settings, posting
+        self._alerts.max_bytes, self._alerts.keep_files = settings.max_bytes, settings.keep_files
+        self._judge = Judge(settings.in_force(), self._judge.state, self._judge.now)
 
     @property
     def is_open(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FLOORS = {
-    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify"),
+    0: ("storage", "clock", "config", "log", "canonical", "audit_lines", "audit_read", "audit_verify", "notify"),
     1: ("rules",),
     2: (
         "hub",
@@ -38,6 +38,7 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "pulse",
     ),
     3: ("web",),
     4: (
@@ -61,6 +62,11 @@ FLOORS = {
         "cli_submit",
         "cli_target",
         "__main__",
+        "announce",
+        "cli_ready",
+        "cli_top",
+        "reload",
+        "serving",
     ),
 }
 CLIENT = (
@@ -82,6 +88,7 @@ CLIENT = (
     "watcher",
     "webhook",
     "worker",
+    "top",
 )
 """The side of a worker: its modules import each other and floor 0."""
 
