@@ -10,8 +10,8 @@ import pytest
 from sheratan_hub import config
 from sheratan_hub.app import limits_of
 from sheratan_hub.config import BadConfig, Secrets, Settings, explain, is_loopback, load, store_url
-from sheratan_hub.rules.command import Rate
 from sheratan_hub.reload import is_reloaded
+from sheratan_hub.rules.command import Rate
 
 ROOT = Path(__file__).parents[2]
 
