@@ -22,7 +22,10 @@ BUDGETS = {"rules": 40, "stores": 80, "hub": 60, "model": 120, "web": 120, "worl
 AT_ONCE = 2
 """How many tests of a suite run at once, each in a process of its own."""
 
-TOOLS = {"curl": "curl", "gcc": "gcc", "node": "nodejs", "openssl": "openssl", "strace": "strace", "wrk": "wrk"}
+TOOLS = {
+    **{"curl": "curl", "gcc": "gcc", "node": "nodejs", "openssl": "openssl", "strace": "strace", "wrk": "wrk"},
+    "systemd-analyze": "systemd",
+}
 """Programs that some tests run, and the packages of Debian that bring them."""
 
 NO_TESTS = 5
