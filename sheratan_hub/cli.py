@@ -23,6 +23,7 @@ from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
 from sheratan_hub.cli_policies import policies
 from sheratan_hub.cli_queue import limits, queue
+from sheratan_hub.cli_ready import completion, ready
 from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
     EXIT_CONFIG,
@@ -34,6 +35,7 @@ from sheratan_hub.cli_target import (
     words,
 )
 from sheratan_hub.cli_tokens import tokens
+from sheratan_hub.cli_top import top
 
 config_option = click.option("--config", "path", type=click.Path(), help="Settings file instead of ./hub.toml.")
 
@@ -73,6 +75,9 @@ main.add_command(dlq)
 main.add_command(missions)
 main.add_command(queue)
 main.add_command(limits)
+main.add_command(ready)
+main.add_command(completion)
+main.add_command(top)
 
 
 @main.command()

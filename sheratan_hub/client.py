@@ -143,6 +143,10 @@ class HubClient(Operating):
         text = None if body is None else json_text(body)
         return await self._hub.ask(Request(plane, method, path, text, headers=headers or {}), dict)
 
+    async def text(self, plane: Plane, path: str) -> str:
+        """What a GET answers that is no JSON, such as /metrics."""
+        return await self._hub.ask(Request(plane, "GET", path), str)
+
     async def submit(
         self,
         kind: str,
