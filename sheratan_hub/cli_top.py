@@ -155,13 +155,16 @@ def _hub_line(shown: Snapshot) -> Any:
 
 
 def _words(title: str, parts: Iterable[tuple[str, str, str]]) -> Any:
-    """A line of numbers, each with its name."""
+    """Numbers, each with its name, in as many lines as they need."""
+    from rich.columns import Columns
+    from rich.table import Table
     from rich.text import Text
 
-    line = Text(f"{title:9}", style="bold")
-    for number, name, style in parts:
-        line.append(number, style or "not bold").append(f" {name}  ", "not bold")
-    return line
+    pieces = [Text.assemble((number, style), f" {name}", no_wrap=True) for number, name, style in parts]
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8, style="bold")
+    grid.add_row(title, Columns(pieces, padding=(0, 2)))
+    return grid
 
 
 def _waiting(shown: Snapshot) -> Any:
@@ -184,6 +187,8 @@ def _nodes(shown: Snapshot, width: int) -> Any:
 
     if shown.node_list is None:
         return Text("nodes: not for this token", "dim")
+    if not shown.node_list:
+        return Text("no nodes", "dim")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("node", "status", "health", "jobs") + (("zone", "last seen") if width >= WIDE else ()):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
