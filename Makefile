@@ -48,6 +48,7 @@ torture: setup ## what takes too long for make test: 100 kills of a hub on each 
 	@STORE_TORTURE=4 $(BIN)/python -m pytest -q tests/stores/test_file_power.py tests/stores/test_file_damage.py
 	@GRAPH_TORTURE=10000 $(BIN)/python -m pytest -q tests/hub/test_cascades.py
 	@ROTATIONS=20 $(BIN)/python -m pytest -q tests/e2e/test_rotation.py
+	@$(BIN)/python -m pytest -q tests/world/container_build.py
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh
