@@ -209,4 +209,7 @@ def smoke(target: Target) -> NoReturn:
 
     from sheratan_hub.smoke import run as go_through
 
-    sys.exit(asyncio.run(go_through(target.control_url, target.data_url, target.token, click.echo)))
+    try:
+        sys.exit(asyncio.run(go_through(target.control_url, target.data_url, target.token, click.echo, target.tls())))
+    except KeyboardInterrupt:
+        give_up("stopped; what smoke had made is taken away", EXIT_FAILED)

@@ -440,7 +440,7 @@ class HubClient(Operating):
         return await self._post("control", f"{_node_path(node_id)}/attest", {}, dict[str, Any])
 
     async def forget(self, node_id: str) -> dict[str, Any]:
-        """Forget a node that is DEAD."""
+        """Forget a node that is DEAD, or drained and without a job."""
         return await self._hub.ask(Request("control", "DELETE", _node_path(node_id)), dict[str, Any])
 
     async def fleet(self) -> dict[str, Any]:
