@@ -49,10 +49,19 @@ class AlertsFile:
         """The bytes that are in it."""
         return os.fstat(self._file).st_size
 
-    def since(self, offset: int) -> dict[str, int]:
-        """The ids of the alerts from there on, each with the number of the line that made it."""
-        lines = [] if offset <= self.size else self._before(offset)
-        begin = offset if offset <= self.size else 0
+    @property
+    def inode(self) -> int:
+        """Which file it is."""
+        return os.fstat(self._file).st_ino
+
+    def since(self, offset: int, inode: int = 0) -> dict[str, int]:
+        """The ids of the alerts from there on, each with the number of the line that made it.
+
+        `inode` is the file in which that place was, 0 if that is not known; a new one may have been begun since.
+        """
+        same = inode in (0, self.inode) and offset <= self.size
+        begin = offset if same else 0
+        lines = [] if same else self._before(offset)
         lines += os.pread(self._file, self.size - begin, begin).split(b"\n")
         found = [record for line in lines if (record := parsed(line)) is not None]
         return {str(record.get("id")): int(record.get("to_seq") or 0) for record in found}

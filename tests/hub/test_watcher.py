@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sheratan_hub import watcher as watching
@@ -460,10 +461,10 @@ def test_a_watcher_that_is_killed_right_after_a_new_file_was_begun_raises_nothin
 ) -> None:
     scene = Scene(tmp_path, clock)
     scene.write(3)
-    first = scene.watcher(BOUNDED)
+    first = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=1200))
     scene.read(first)
     first.close()
-    second = scene.watcher(BOUNDED)
+    second = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=1200))
     monkeypatch.setattr(second, "save", lambda: None)  # it is killed before that
     scene.write(3)
     scene.read(second)
