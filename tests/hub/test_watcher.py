@@ -461,10 +461,10 @@ def test_a_watcher_that_is_killed_right_after_a_new_file_was_begun_raises_nothin
 ) -> None:
     scene = Scene(tmp_path, clock)
     scene.write(3)
-    first = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=1200))
+    first = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=760))
     scene.read(first)
     first.close()
-    second = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=1200))
+    second = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=760))
     monkeypatch.setattr(second, "save", lambda: None)  # it is killed before that
     scene.write(3)
     scene.read(second)
