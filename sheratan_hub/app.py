@@ -14,7 +14,7 @@ from typing import Any
 from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.audit_check import AuditView
-from sheratan_hub.audit_lines import FILE_NAME
+from sheratan_hub.audit_lines import ALERTS_NAME, FILE_NAME
 from sheratan_hub.clock import Clock
 from sheratan_hub.config import Secrets, Settings, store_url, until_ms
 from sheratan_hub.hub import Hub
@@ -22,7 +22,7 @@ from sheratan_hub.items import HUB
 from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
 from sheratan_hub.loops import Loop
-from sheratan_hub.metrics import Metrics
+from sheratan_hub.metrics import Lag, Looks, Metrics, Telling, TimedStore
 from sheratan_hub.policy_files import load_policies
 from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
@@ -115,7 +115,7 @@ class App:
     def __init__(self, settings: Settings, secrets: Secrets, store: Store, clock: Clock) -> None:
         self.settings, self.store, self.clock = settings, store, clock
         self.certificates = Certificates(settings.tls)
-        self.metrics = Metrics(clock)
+        self.metrics = Metrics(clock, settings.metrics.max_kinds)
         logs = Path(settings.hub.data_dir) / "logs"
         self.audit = Audit(
             logs / FILE_NAME,
@@ -126,8 +126,9 @@ class App:
             dead_letters=settings.dlq.enabled,
         )
         self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
+        timed, self._lag = TimedStore(store), Lag()
         self.hub = Hub(
-            store,
+            timed.store,
             clock,
             limits_of(settings),
             max_waiting=settings.hub.max_waiting_commands,
@@ -141,6 +142,7 @@ class App:
             self.hub.observe(self.ledger.committed)
         self.keyring = Keyring(clock)
         self.hub.observe(self.keyring.committed)
+        self._looks, self.telling = self._measured(timed)
         self._secrets: Secrets | None = secrets
         self.ports = {"control": settings.control.port, "data": settings.data.port}
         self.services = Services(
@@ -154,11 +156,20 @@ class App:
             Room(self.hub, clock),
             AuditView(self.audit, clock),
             Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
+            self.telling,
         )
         self.watch = self._watching() if settings.alerts.in_process else None
         self.listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._committing: asyncio.Task[None] | None = None
+
+    def _measured(self, timed: TimedStore) -> tuple[Looks, Telling]:
+        """What looks at what nobody reports, and what `/metrics` answers."""
+        rules = (*self.settings.alerts.in_force(), "audit_chain")
+        looks = Looks(self.hub, self.store, self.keyring, self.audit.path.with_name(ALERTS_NAME), rules)
+        scheme, most_nodes = self.store_scheme(), self.settings.metrics.max_node_series
+        sources = (self.metrics, self.hub, timed, self._lag, looks, self.audit, self.keyring)
+        return looks, Telling(*sources, store=scheme, max_node_series=most_nodes)
 
     async def start(self) -> None:
         """Open the store, begin to commit, listen. Raises `StoreRefused`, `StoreDown`, `OSError`."""
@@ -178,6 +189,9 @@ class App:
         loops += self.watch.loops if self.watch else []
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
+        loops += self._looks.loops
+        self.telling.watch_loops(loops)
+        self._lag.start()
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
@@ -186,7 +200,7 @@ class App:
             tls = self.certificates.context
             listener = self.listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), tls)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
-            self.metrics.watch(name, listener.connections)
+            self.telling.watch(name, listener.connections)
             self.ports[name] = await listener.start(place.host, place.port)
         gc.collect()
         gc.freeze()
@@ -205,6 +219,7 @@ class App:
     async def stop(self) -> None:
         """Answer long polls, finish running requests and commits, close everything. Safe after a failed start."""
         self.hub.stop()
+        self._lag.stop()
         await asyncio.gather(*(listener.stop() for listener in self.listeners.values()))
         for task in self._tasks:
             task.cancel()
@@ -260,6 +275,7 @@ class App:
 
     async def _fold(self) -> int | None:
         self.audit.flush()
+        self.metrics.fold()
         return None
 
     async def _tidy(self) -> int | None:

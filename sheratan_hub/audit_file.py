@@ -47,6 +47,8 @@ class AuditFile:
         """Why the last try to write failed, None if it did not."""
         self.foreign = 0
         """How often somebody else was seen to have changed or exchanged the file."""
+        self.failures = self.lost = 0
+        """Tries to write that failed, and lines that found no room in memory, since it was opened."""
         self.head = NO_LINES
         self._owed: list[dict[str, Any]] = []
         self._dropped = 0
@@ -82,6 +84,7 @@ class AuditFile:
         """Take a line (without `seq`, `prev_hash` and `hash`) to be written by the next `write`."""
         if len(self._owed) >= OWED_MAX:
             self._dropped += 1
+            self.lost += 1
             return
         self._owed.append(dict(record))
 
@@ -144,6 +147,7 @@ class AuditFile:
     def _failed(self, error: OSError) -> None:
         if not self._failing:
             log.warning("the audit log %s cannot be written: %s", self.path, error)
+        self.failures += 1
         self._failing, self.trouble = True, error.strerror or str(error)
 
     def _rotate(self) -> None:
@@ -211,6 +215,11 @@ class AuditFile:
     def left(self) -> tuple[int, int, int]:
         """The file's inode, size and time of change as this writer has left it."""
         return self._left
+
+    @property
+    def waiting(self) -> int:
+        """How many lines wait in memory to be written."""
+        return len(self._owed)
 
     @property
     def untidy(self) -> bool:

@@ -14,6 +14,9 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Protocol
 
+SECRETS = 64
+"""So many secrets are drawn from the system at once. A process that forks must not use its clock on both sides."""
+
 
 class Clock(Protocol):
     """Time in integer milliseconds, waiting, and random values."""
@@ -49,6 +52,7 @@ class SystemClock:
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._ids = Ids()
+        self._secrets: list[str] = []
 
     def now(self) -> int:
         """See `Clock.now`."""
@@ -72,8 +76,11 @@ class SystemClock:
         return self._ids.next(self.now(), random.getrandbits(80))
 
     def secret(self) -> str:
-        """See `Clock.secret`."""
-        return secrets.token_hex(16)
+        """See `Clock.secret`. Drawn from the system many at a time: a call there lets other threads in between."""
+        if not self._secrets:
+            drawn = secrets.token_hex(16 * SECRETS)
+            self._secrets = [drawn[at : at + 32] for at in range(0, len(drawn), 32)]
+        return self._secrets.pop()
 
     def jitter(self) -> float:
         """See `Clock.jitter`."""
@@ -183,3 +190,8 @@ def rfc3339(ms: int) -> str:
 def monotonic_us() -> int:
     """The machine's monotonic clock in microseconds, as service managers read it."""
     return time.monotonic_ns() // 1000
+
+
+def stopwatch() -> float:
+    """Seconds of a clock that never goes back, to measure how long something took. Nothing is decided by it."""
+    return time.perf_counter()

@@ -178,9 +178,11 @@ class PolicySettings(Section, frozen=True):
 
 
 class MetricsSettings(Section, frozen=True):
-    """Who may read /metrics."""
+    """Who may read /metrics, and how many series there may be."""
 
     require_token: bool = False
+    max_kinds: int = 20
+    max_node_series: int = 0
 
 
 class LogSettings(Section, frozen=True):
@@ -361,6 +363,8 @@ RANGES = {
     "limits.connections": (0, 1_000_000_000),
     "limits.connections_per_address": (0, 1_000_000_000),
     "attestation.spoof_threshold": (1, 1000),
+    "metrics.max_kinds": (0, 200),
+    "metrics.max_node_series": (0, 1000),
     "auth.refusals_free": (0, 1_000_000_000),
     "auth.refusal_delay_ms": (0, 60_000),
     "hub.restart_grace_seconds": (0, 1_000_000_000),

@@ -53,7 +53,7 @@ class Hub:
         self.store, self.clock, self.limits = store, clock, limits or Limits()
         self.waiting = Waiting()
         self.ready = False
-        self.max_polls = max_polls
+        self.max_polls, self.max_waiting = max_polls, max_waiting
         self._observers: list[Observer] = []
         self._undelivered: list[Command] = []
         self.delays_after: str | None = ""
@@ -150,7 +150,8 @@ class Hub:
                 if freed and not found and pulled.reason != "inflight_limit":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
-                if pulled.jobs or left <= 0 or self.waiting.closed or pulled.reason not in WORTH_WAITING:
+                over = left <= 0 or self.waiting.closed or waiter.replaced
+                if pulled.jobs or over or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
                 woken = await self._wait(waiter, command, origin, left)
                 given = await self._given(waiter)

@@ -12,13 +12,11 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.items import Committed
-from sheratan_hub.rules.command import Event
 from sheratan_hub.storage import LedgerLine, Store
 
 log = logging.getLogger("sheratan.ledger")
@@ -41,7 +39,20 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     trace_id: str | None
     zone: str | None
     artifact_path: str | None
-    meta: dict[str, Any]
+    meta: msgspec.Raw
+
+
+class _Stored(msgspec.Struct, frozen=True, gc=False):
+    """An `Event` as a store holds it; what is in `meta` is only handed on."""
+
+    ts: int
+    event: str
+    actor: str
+    job_id: str | None = None
+    trace_id: str | None = None
+    zone: str | None = None
+    artifact_path: str | None = None
+    meta: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 def entries(lines: Iterable[LedgerLine]) -> list[Entry]:
@@ -173,4 +184,4 @@ def _moment(ms: int) -> str:
 
 
 _encoder = msgspec.json.Encoder()
-_decode = msgspec.json.Decoder(Event).decode
+_decode = msgspec.json.Decoder(_Stored).decode

@@ -165,7 +165,7 @@ class Waiting:
             yield waiter
         finally:
             self._depart(waiter)
-            if name is not None and self._named[name] is waiter:
+            if name is not None and self._named.get(name) is waiter:
                 del self._named[name]
             for lane in waiter.woken:
                 self.wake(lane)

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -69,6 +70,9 @@ def main() -> int:
         show(console, figures, found, history)
         if given.json:
             write(given.json, figures, found, history)
+        if found and given.dir is None:
+            kept = shutil.copytree(folder, tempfile.mkdtemp(prefix="sheratan-crash-kept-"), dirs_exist_ok=True)
+            console.print(f"the hub's folder is kept in {kept}", markup=False)
     return 1 if found else 0
 
 

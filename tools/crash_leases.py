@@ -80,8 +80,9 @@ def words(case: Case) -> Found:
             if word.acknowledged:
                 yield Violation("foreign lease accepted", f"{word.what} with lease {word.lease_id}", word.job_id)
             continue
-        earlier = [one for one in own.words if one.possible and one.exchange.sent < word.exchange.sent]
-        earlier = [one for one in earlier if one.what != "extend"]
+        others = [one for one in own.words if one.possible and one.what != "extend" and one is not word]
+        earlier = [one for one in others if one.exchange.sent < word.exchange.sent]
+        rivals = [one for one in others if one.exchange.sent < word.exchange.done]
         repeated = [one for one in earlier if one.text == word.text and word.what != "extend"]
         passed = [one for one in found if one.attempt > own.attempt and one.told_at < word.exchange.sent]
         if word.acknowledged:
@@ -90,7 +91,7 @@ def words(case: Case) -> Found:
                 yield Violation("superseded lease accepted", text, word.job_id)
         elif word.possible:
             continue
-        elif not earlier and word.exchange.done < surely_lived(case, own, word):
+        elif not rivals and word.exchange.done < surely_lived(case, own, word):
             text = f"{word.what} of attempt {own.attempt} was refused: {word.exchange.answer}"
             yield Violation("live lease refused", text, word.job_id)
         elif found[-1].attempt <= REMEMBERED and any(one.acknowledged for one in repeated):

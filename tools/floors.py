@@ -39,6 +39,7 @@ FLOORS = {
         "policy_files",
         "explaining",
         "pulse",
+        "token_uses",
     ),
     3: ("web",),
     4: (

@@ -12,7 +12,7 @@ import msgspec
 
 from sheratan_hub.canonical import NULL, Raw
 from sheratan_hub.rules.attempts import Kept, amended, noted
-from sheratan_hub.rules.command import Code, Decision, Refused, Scene
+from sheratan_hub.rules.command import Code, Decision, Event, Refused, Scene
 from sheratan_hub.rules.errors import kept_error
 from sheratan_hub.rules.evidence import judged, refused_late
 from sheratan_hub.rules.jobs import Closed, Job, found, job_event, job_key
@@ -44,7 +44,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     """A delivery's result: done (`ok`, with `result`) or failed (with `error`); both are JSON texts.
 
     Without `lease_id` (the fleet's old route) it counts for the job's current lease; then a `node_id`, if
-    given, must be its holder. `jitter` is from 0 up to 1.
+    given, must be its holder. `jitter` is from 0 up to 1. `proven`: it came with a proof, which holds.
     """
 
     job_id: str
@@ -56,6 +56,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     retry: bool = True
     retry_after_ms: int | None = None
     jitter: float = 0.0
+    proven: bool = False
 
     def wants(self, scene: Scene) -> Wants:
         """The job."""
@@ -70,7 +71,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         digest = self._digest()
         closed = job.closing(lease_id)
         if closed is not None:
-            return self._again(closed, digest)
+            return self._again(closed, digest, view)
         try:
             held(job, lease_id)
         except Refused as no:
@@ -87,10 +88,14 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
         reason = done.reason or (error_type(self.error) if happened == "retry" else None)
         event = job_event(done, happened, view.now, actor, attempt=job.attempt, late=late or None, reason=reason)
         event = msgspec.structs.replace(event, artifact_path=_artifact_path(self.result))
+        notes = self._notes(view)
         if self.ok and not done.late_results:
-            return Decision(answer, put=(done.row,), events=(event,))
+            return Decision(answer, put=(done.row,), events=(event,), notes=notes)
         kept = judged(view, done) if self.ok else self._noted(view, job, done, happened)
-        return Decision(answer, kept.new, (kept.job.row, *kept.put), events=(event, *kept.events))
+        return Decision(answer, kept.new, (kept.job.row, *kept.put), events=(event, *kept.events), notes=notes)
+
+    def _notes(self, view: View) -> tuple[Event, ...]:
+        return (Event(view.now, "integrity.ok", "client", self.job_id),) if self.proven else ()
 
     def _noted(self, view: View, job: Job, done: Job, happened: str) -> Kept:
         """The failure on record; of an attempt that the hub had ended only its error is new."""
@@ -107,7 +112,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
             )
         return job.lease_id
 
-    def _again(self, closed: Closed, digest: str) -> Decision:
+    def _again(self, closed: Closed, digest: str, view: View) -> Decision:
         if closed.digest == RELEASED:
             raise Refused(Code.LEASE_SUPERSEDED, f"this lease of job {self.job_id} was given back")
         if closed.digest != digest:
@@ -115,7 +120,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
                 Code.RESULT_CONFLICT,
                 f"the lease of job {self.job_id} was already ended with another result; the first stands",
             )
-        return Decision(Finished(self.job_id, closed.status, closed.late, closed.retry_in_ms))
+        return Decision(Finished(self.job_id, closed.status, closed.late, closed.retry_in_ms), notes=self._notes(view))
 
     def _outcome(self, job: Job, view: View) -> tuple[str, Job]:
         if job.status == "pending" and not self.ok and self.retry:

@@ -67,7 +67,7 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
             "node",
             self.id,
             _encode(self),
-            (self.state, self.attested.status, None, None, None),
+            (self.state, self.attested.status, health_of(self), "draining" if self.draining else None, None),
             None,
             0,
             agenda,

@@ -9,6 +9,7 @@ from itertools import count, islice
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Need, Scene
+from sheratan_hub.rules.facets import of_node, of_ready
 from sheratan_hub.storage import Changes, Key, Loaded, Ready, Row, Wants
 
 
@@ -268,13 +269,15 @@ def _of_gone(row: Row) -> tuple[str, ...]:
 
 
 def _of_job(row: Row) -> tuple[str, ...]:
+    if row.lane is not None:
+        return of_ready(row.lane)
     status, _, source, _, node = row.labels
     return _of_lease(source, node) if status == "running" else _of_status(status)
 
 
 def facets(row: Row | None) -> tuple[str, ...]:
-    """What a row counts for: jobs by status and in their mission, leases by node and source, nodes by state and
-    attestation, keys and marks of what was read in all.
+    """What a row counts for: jobs by status and in their mission, those that may be claimed by level, leases by node
+    and source, nodes by state, attestation and health, keys and marks of what was read in all.
     """
     if row is None:
         return ()
@@ -282,7 +285,7 @@ def facets(row: Row | None) -> tuple[str, ...]:
         mission = row.labels[3]
         return _of_job(row) if mission is None else (*_of_job(row), _in_mission(row.labels[0], mission))
     if row.kind == "node":
-        return f"node:{row.labels[0]}", f"attestation:{row.labels[1]}"
+        return of_node(*row.labels[:4])
     return (row.kind,) if row.kind in ("key", "read") else ()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from aiohttp import web
-from prometheus_client.aiohttp import make_aiohttp_handler
 
 from sheratan_hub import __version__
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import reply
@@ -55,14 +55,10 @@ async def _store_answers(call: Call) -> bool:
 
 async def metrics(call: Call) -> web.StreamResponse:
     """GET /metrics: Prometheus text or OpenMetrics, or the fleet's JSON when that is asked for."""
-    told = call.services.metrics
-    counts = await call.hub.counts()
+    telling = call.services.telling
     if _wants_json(call):
-        values: dict[str, Any] = told.control_json(counts) if call.plane == "control" else told.data_json(counts)
-        return reply(values)
-    told.set_gauges(counts, len(call.hub.waiting), call.hub.committer.waiting, call.hub.keeping.over)
-    told.set_waits(call.hub.committer.lanes, call.services.clock.now())
-    return await make_aiohttp_handler(told.registry, disable_compression=True)(call.request)  # type: ignore[arg-type]
+        return reply(await telling.json(call.plane))
+    return Answer(200, *await telling.text(call.plane, call.request.headers.get("Accept", "")))
 
 
 def _wants_json(call: Call) -> bool:

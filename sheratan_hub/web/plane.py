@@ -27,7 +27,7 @@ from sheratan_hub.config import Settings
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Origin
 from sheratan_hub.keyring import ANYBODY, Holder
-from sheratan_hub.metrics import Metrics
+from sheratan_hub.metrics import Metrics, Telling
 from sheratan_hub.rules.access import Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
@@ -81,6 +81,7 @@ class Services:
     room: Room
     audit: AuditView
     failures: Failures
+    telling: Telling
 
 
 class Call(msgspec.Struct, eq=False):

@@ -99,7 +99,7 @@ def _finish(call: Call, job_id: str, form: ReportForm, *, lease_needed: bool = F
     if form.lease_id is None and (lease_needed or call.params):
         raise Refused(Code.INVALID_FIELD, "Object missing required field `lease_id`")
     text, error = bytes(form.result), bytes(form.error)
-    _check_integrity(call, job_id, form.ok, text, error, form.integrity)
+    proven = _is_proven(call, job_id, form.ok, text, error, form.integrity)
     return Finish(
         job_id,
         form.ok,
@@ -110,13 +110,14 @@ def _finish(call: Call, job_id: str, form: ReportForm, *, lease_needed: bool = F
         form.retry,
         None if form.retry_after_seconds is None else int(form.retry_after_seconds * 1000),
         call.services.clock.jitter(),
+        proven,
     )
 
 
-def _check_integrity(call: Call, job_id: str, ok: bool, text: bytes, error: bytes, given: IntegrityForm | None) -> None:
+def _is_proven(call: Call, job_id: str, ok: bool, text: bytes, error: bytes, given: IntegrityForm | None) -> bool:
+    """Whether there was a proof, and it holds. Refused with `result_integrity_fail` if it does not, or is missing."""
     proof = Proof(given.mode, given.sha256, given.sig) if given is not None else None
-    if check_result(job_id, ok, text, error, proof, call.services.demand):
-        call.services.metrics.minute.add("integrity.ok")
+    return check_result(job_id, ok, text, error, proof, call.services.demand)
 
 
 def finished(done: Finished) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from sheratan_hub.clock import rfc3339
 from sheratan_hub.keyring import Holder
 from sheratan_hub.rules.access import Access, Admit, Revoke, access_of
 from sheratan_hub.rules.command import Code, Refused
-from sheratan_hub.rules.nodes import node_of
 from sheratan_hub.rules.tokens import Abandon, Ring, Rotate, Slot, token_id
+from sheratan_hub.token_uses import LastUse, last_uses, users_of
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, reply
@@ -24,45 +24,24 @@ async def status(call: Call) -> web.StreamResponse:
     """GET /api/tokens: which token is active or next, until when, and which node last used which."""
     keyring = call.services.tokens.keyring
     ring = _ring(call)
-    uses = await _uses(call)
+    uses = await last_uses(call.hub, keyring)
     retired = [
         {"id": token_id(one.digest), "retired_at": rfc3339(one.at), "successor": one.successor}
         for one in keyring.retired[:RETIRED_SHOWN]
     ]
-    late = [node_id for node_id, use in uses.items() if ring.next and use["token_id"] == ring.active.id]
     return reply(
         {
             "ok": True,
             **_shown(ring),
             "retired": retired,
-            "nodes": uses,
-            "locked_out": sorted(node_id for node_id in late if uses[node_id]["status"] != "DEAD"),
+            "nodes": {node_id: _use(use) for node_id, use in uses.items()},
+            "locked_out": users_of(ring.active.id, uses) if ring.next else [],
         }
     )
 
 
-async def _uses(call: Call) -> dict[str, dict[str, Any]]:
-    """Which token each node last used: by its heartbeats and, while a rotation is under way, by its pulls."""
-    uses: dict[str, dict[str, Any]] = {}
-    after: str | None = None
-    while True:
-        page = await call.hub.page("node", (), after, 200)
-        for node in map(node_of, page.rows):
-            if node.token_id is not None:
-                uses[node.id] = _use(node.token_id, node.last_seen, call.hub.state_of(node))
-        after = page.next
-        if after is None:
-            break
-        await call.services.clock.sleep(0)
-    for node_id, use in call.services.tokens.keyring.uses.items():
-        known = uses.get(node_id)
-        if known is None or known["at"] < rfc3339(use.at):
-            uses[node_id] = _use(use.token_id, use.at, known["status"] if known else None)
-    return uses
-
-
-def _use(used_id: str, at: int, state: str | None) -> dict[str, Any]:
-    return {"token_id": used_id, "at": rfc3339(at), "status": state}
+def _use(use: LastUse) -> dict[str, Any]:
+    return {"token_id": use.token_id, "at": rfc3339(use.at), "status": use.state}
 
 
 async def rotate(call: Call) -> web.StreamResponse:
@@ -82,11 +61,11 @@ async def rotate(call: Call) -> web.StreamResponse:
 
 async def abandon(call: Call) -> web.StreamResponse:
     """DELETE /api/tokens/rotation: the next token is no longer accepted; `locked_out` are the nodes that used it."""
-    uses = await _uses(call)
+    uses = await last_uses(call.hub, call.services.tokens.keyring)
     before = _ring(call)
     ring: Ring = await call.hub.execute(Abandon(), call.origin)
     dropped = before.next.id if before.next else None
-    late = sorted(node_id for node_id, use in uses.items() if dropped and use["token_id"] == dropped)
+    late = sorted(node_id for node_id, use in uses.items() if dropped and use.token_id == dropped)
     return reply({"ok": True, **_shown(ring), "locked_out": late})
 
 

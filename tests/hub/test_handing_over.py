@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Limits, Refused, Scene
 from sheratan_hub.rules.finish import Cancel, Finish, Release
+from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit
@@ -248,6 +250,37 @@ async def test_leases_go_back_although_the_store_failed_at_first(make_hub: MakeH
 
 
 async def ledger(hub: Hub) -> list[dict[str, Any]]:
-    import json
-
     return [json.loads(line.line) for line in await hub.store.events()]
+
+
+async def test_the_older_of_two_copies_may_leave_after_the_newer(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    offer = Offer(frozenset(), frozenset())
+    with hub.waiting.pull(offer, 1, "n", ("n", "p")) as older, hub.waiting.pull(offer, 1, "n", ("n", "p")) as newer:
+        pass
+    assert (older.replaced, newer.replaced, len(hub.waiting)) == (True, False, 0)
+
+
+async def test_a_pull_replaced_on_its_way_to_another_look_goes_home(
+    make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = await make_hub()
+    older = pull(hub, "n", pull_id="p")
+    await settle()
+    on_its_way, go_on, offer = asyncio.Event(), asyncio.Event(), hub._offer
+
+    async def slow(command: Pull) -> Offer:
+        on_its_way.set()
+        await go_on.wait()
+        return await offer(command)
+
+    monkeypatch.setattr(hub, "_offer", slow)
+    hub.waiting.wake_all()
+    await on_its_way.wait()
+    monkeypatch.setattr(hub, "_offer", offer)
+    again = pull(hub, "n", pull_id="p")
+    await settle()
+    go_on.set()
+    await settle()
+    assert (older.done(), again.done()) == (True, False)
+    again.cancel()

@@ -336,7 +336,7 @@ def test_all_or_none_leaves_nothing_when_one_is_refused() -> None:
     assert stage.rows == {}
     answers = stage.do(Together(commands[:2]))
     assert [answer.job.id for answer in answers] == ["j0", "j1"]
-    assert stage.counts == {"job:pending": 2}
+    assert stage.counts == {"job:pending": 2, "claimable:2": 2}
 
 
 def test_the_same_pull_id_gives_the_same_leases_and_never_new_ones() -> None:

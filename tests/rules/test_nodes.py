@@ -47,7 +47,13 @@ def test_a_node_goes_stale_after_its_ttl_and_dead_after_the_limit_and_comes_back
     stage.do(Beat("n1"))
     assert state(stage) == "ONLINE"
     assert names(stage) == ["node.online", "node.stale", "node.dead", "node.online"]
-    assert stage.counts == {"node:ONLINE": 1, "node:STALE": 0, "node:DEAD": 0, "attestation:MISSING": 1}
+    assert stage.counts == {
+        "node:ONLINE": 1,
+        "node:STALE": 0,
+        "node:DEAD": 0,
+        "attestation:MISSING": 1,
+        "nodes:GREEN": 1,
+    }
 
 
 def test_a_heartbeat_moves_no_due_time_and_the_sweep_finds_the_right_one() -> None:

@@ -50,7 +50,7 @@ def test_a_redriven_job_is_pending_under_its_id_with_new_budgets() -> None:
     assert stage.do(Redrive(job_id)) == Redriven(job_id, "pending", 1)
     job = stage.job(job_id)
     assert (job.failures, job.losses, job.lost_on, job.finished_at, job.reason) == (0, 0, (), 0, None)
-    assert {facet: n for facet, n in stage.counts.items() if n} == {"job:pending": 1}
+    assert {facet: n for facet, n in stage.counts.items() if n} == {"job:pending": 1, "claimable:2": 1}
 
 
 def test_its_attempts_count_on_and_those_before_are_uncounted() -> None:

@@ -499,3 +499,10 @@ def test_the_story_of_a_job_tells_all_that_was_said_of_it_in_order(tale: Tale) -
     places = [next(place for place, line in enumerate(story) if text in line) for text in order]
     assert places == sorted(places)
     assert not any("held" in line for line in story)
+
+
+def test_a_word_may_be_refused_for_one_that_was_sent_while_it_was_under_way(tale: Tale) -> None:
+    refused = tale.refuse("/api/jobs/job-held/release", {"lease_id": "held-1"}, "result_conflict")
+    finish(tale)
+    refused.done = tale.now
+    assert tale.verdict() == set()
