@@ -52,6 +52,7 @@ torture: setup ## what takes too long for make test: 100 kills of a hub on each 
 	@GRAPH_TORTURE=10000 $(BIN)/python -m pytest -q tests/hub/test_cascades.py
 	@EXAMPLES=400 SEED=$$$$ $(BIN)/python -m pytest -q -p xdist -n 2 tests/web/test_schemathesis.py
 	@ROTATIONS=20 $(BIN)/python -m pytest -q tests/e2e/test_rotation.py
+	@$(BIN)/python -m pytest -q tests/world/container_build.py
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh

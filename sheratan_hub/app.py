@@ -1,18 +1,11 @@
-"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it.
-
-It is longer than 300 lines because everything is wired here, and only here.
-"""
+"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import resource
-import signal
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,22 +15,21 @@ from sheratan_hub import __version__
 from sheratan_hub.audit import Audit
 from sheratan_hub.audit_check import AuditView
 from sheratan_hub.audit_lines import ALERTS_NAME, FILE_NAME
-from sheratan_hub.clock import Clock, SystemClock
-from sheratan_hub.config import BadConfig, Secrets, Settings, hide_password, store_url, until_ms
+from sheratan_hub.clock import Clock
+from sheratan_hub.config import Secrets, Settings, store_url, until_ms
 from sheratan_hub.diagnosis_live import Inside
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.job_spans import JobSpans
 from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
-from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Lag, Looks, Metrics, Telling, TimedStore
 from sheratan_hub.policy_files import load_policies
 from sheratan_hub.rules.command import Event, Limits, Rate, Refused
 from sheratan_hub.rules.integrity import Demand
-from sheratan_hub.storage import Store, StoreDown, StoreRefused, open_store
-from sheratan_hub.tracing import Tracing, from_environment
+from sheratan_hub.storage import Store, StoreDown, StoreRefused
+from sheratan_hub.tracing import Tracing
 from sheratan_hub.watching import Watch
 from sheratan_hub.web.auth import HostCheck, Tokens
 from sheratan_hub.web.callers import Failures, Proxies
@@ -47,11 +39,9 @@ from sheratan_hub.web.plane import Plane, Services
 from sheratan_hub.web.room import Room
 from sheratan_hub.web.routes import ROUTES
 from sheratan_hub.web.server import Listener
-from sheratan_hub.web.tls import server_context
+from sheratan_hub.web.tls import Certificates
 
 log = logging.getLogger("sheratan.app")
-
-EXIT_CONFIG = 78
 
 RESERVED_FILES = 100
 """Files that are no connections: the store, the logs, what Python has open."""
@@ -130,7 +120,7 @@ class App:
         self, settings: Settings, secrets: Secrets, store: Store, clock: Clock, tracing: Tracing | None = None
     ) -> None:
         self.settings, self.store, self.clock = settings, store, clock
-        self._tls = server_context(settings.tls)
+        self.certificates = Certificates(settings.tls)
         self.metrics = Metrics(clock, settings.metrics.max_kinds)
         logs = Path(settings.hub.data_dir) / "logs"
         self.audit = Audit(
@@ -178,8 +168,8 @@ class App:
             Inside(),
             {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")},
         )
-        self._watch = self._watching() if settings.alerts.in_process else None
-        self._listeners: dict[str, Listener] = {}
+        self.watch = self._watching() if settings.alerts.in_process else None
+        self.listeners: dict[str, Listener] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._committing: asyncio.Task[None] | None = None
 
@@ -206,7 +196,7 @@ class App:
         turn = Loop("rotate", partial(self.keyring.turn, self.hub), self.clock)
         loops = [*self.hub.loops, Loop("fold", self._fold, self.clock), turn]
         loops.append(Loop("tidy", self._tidy, self.clock, 10_000))
-        loops += self._watch.loops if self._watch else []
+        loops += self.watch.loops if self.watch else []
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         loops += self._looks.loops
@@ -218,11 +208,12 @@ class App:
         for name, place in (("control", self.settings.control), ("data", self.settings.data)):
             hosts, proxies = HostCheck(place.host, place.hosts), Proxies(place.trusted_proxies)
             plane = Plane(name, ROUTES, self.services, hosts, proxies)
-            listener = self._listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), self._tls)
+            tls = self.certificates.context
+            listener = self.listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), tls)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
             self.telling.watch(name, listener.connections)
             self.services.inside.sockets[name] = listener.connections
-            self.ports[name] = await self._listeners[name].start(place.host, place.port)
+            self.ports[name] = await listener.start(place.host, place.port)
         gc.collect()
         gc.freeze()
 
@@ -241,7 +232,7 @@ class App:
         """Answer long polls, finish running requests and commits, close everything. Safe after a failed start."""
         self.hub.stop()
         self._lag.stop()
-        await asyncio.gather(*(listener.stop() for listener in self._listeners.values()))
+        await asyncio.gather(*(listener.stop() for listener in self.listeners.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -250,8 +241,8 @@ class App:
             await self._committing
             self._tell("hub.stop")
         self.audit.close()
-        if self._watch is not None:
-            self._watch.watcher.close()
+        if self.watch is not None:
+            self.watch.watcher.close()
         await self._close_ledger()
         await self.store.close()
 
@@ -265,6 +256,23 @@ class App:
         except (StoreDown, OSError) as error:
             log.warning("%s is behind: %s", self.ledger.path, error)
         self.ledger.close()
+
+    def adopt(self, settings: Settings, demand: Demand) -> None:
+        """Go by other settings from now on, as far as a running hub can; `reload.py` decides which may differ."""
+        self.settings, services = settings, self.services
+        self.hub.adopt(limits_of(settings))
+        services.settings, services.demand = settings, demand
+        services.failures.adopt(settings.auth.refusals_free, settings.auth.refusal_delay_ms)
+        for name, place in (("control", settings.control), ("data", settings.data)):
+            listener = self.listeners[name]
+            listener.plane.adopt(HostCheck(place.host, place.hosts), Proxies(place.trusted_proxies))
+            listener.connections.bounds = bounds_of(settings)
+        self.audit.adopt(
+            max_bytes=settings.audit.max_bytes,
+            keep_files=settings.audit.keep_files,
+            required=settings.audit.required,
+            dead_letters=settings.dlq.enabled,
+        )
 
     def _watching(self) -> Watch:
         return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)
@@ -286,71 +294,3 @@ class App:
         if self.audit.file.untidy:
             await asyncio.to_thread(self.audit.file.tidy)
         return None
-
-
-def serve(settings: Settings, secrets: Secrets) -> int:
-    """Run a hub until SIGTERM or SIGINT; the exit status: 0, or 78 when it cannot start as configured."""
-    close_log = setup_log(settings, settings.hub.data_dir)
-    gc.set_threshold(50_000, 50, 100)
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, secrets))
-    finally:
-        close_log()
-
-
-async def _serve(settings: Settings, secrets: Secrets) -> int:
-    clock = SystemClock()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    tracing = from_environment("sheratan-hub", log.warning)
-    try:
-        app = App(settings, secrets, open_store(store_url(settings), clock), clock, tracing)
-    except (StoreRefused, BadConfig, OSError) as no:
-        return _cannot_start(no)
-    try:
-        await app.start()
-    except (StoreRefused, StoreDown, OSError) as no:
-        await app.stop()
-        return _cannot_start(no)
-    if not settings.auth.token_required:
-        log.warning("SHERATAN_HUB_TOKEN_REQUIRED is off: whoever reaches these ports may do everything")
-    _say(app)
-    await stop.wait()
-    log.info("stopping")
-    await app.stop()
-    if tracing is not None:
-        await asyncio.to_thread(tracing.close)
-    return 0
-
-
-def _cannot_start(no: Exception) -> int:
-    taken = isinstance(no, OSError) and no.errno == errno.EADDRINUSE
-    hint = "; choose another with SHERATAN_CONTROL_PORT or SHERATAN_DATA_PORT" if taken else ""
-    if isinstance(no, StoreRefused) and " is damaged" in str(no):
-        hint = "; `sheratan-hub store repair` makes a store of what can be read (docs/operations.md)"
-    print(f"sheratan-hub cannot start: {no}{hint}", file=sys.stderr)
-    return EXIT_CONFIG
-
-
-def _say(app: App) -> None:
-    control, data = app.settings.control.host, app.settings.data.host
-    scheme = "https" if app.settings.tls.cert else "http"
-    print(f"control plane  {scheme}://{control}:{app.ports['control']}", flush=True)
-    print(f"data plane     {scheme}://{data}:{app.ports['data']}", flush=True)
-    place = hide_password(store_url(app.settings))
-    print(f"store          {place}, logs in {app.settings.hub.data_dir}/logs", flush=True)
-    url = f"{scheme}://{data}:{app.ports['data']}"
-    print(f"try next       sheratan-hub --data-url {url} submit my.kind --params '{{\"n\": 1}}'", flush=True)
-    print(f"               sheratan-hub --data-url {url} jobs list", flush=True)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, if the extra `speed` is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -39,6 +39,7 @@ LIST_MAX = 20
 NAMES = {
     "hub.start": "HUB_START",
     "hub.stop": "HUB_STOP",
+    "hub.reload": "ADMIN_ACTION",
     "key.hit": "IDEMPOTENCY_HIT",
     "pull.saturated": "INFLIGHT_SATURATED",
     "node.online": "NODE_ONLINE",
@@ -114,6 +115,11 @@ class Audit:
         self._required, self._dead_letters = required, dead_letters
         self._folded: OrderedDict[Fold, tuple[int, int, Origin, dict[str, Any]]] = OrderedDict()
         self.file = AuditFile(path, max_bytes=max_bytes, keep_files=keep_files)
+
+    def adopt(self, *, max_bytes: int, keep_files: int, required: bool, dead_letters: bool) -> None:
+        """Go by other settings from now on; a file that was moved away is opened anew."""
+        self._required, self._dead_letters = required, dead_letters
+        self.file.adopt(max_bytes, keep_files)
 
     @property
     def head(self) -> Head:

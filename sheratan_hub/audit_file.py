@@ -75,6 +75,11 @@ class AuditFile:
         files = [file for file in chain_files(self.path) if file != self.path]
         return next((head for file in reversed(files) if (head := last_head(file)) is not None), NO_LINES)
 
+    def adopt(self, max_bytes: int, keep_files: int) -> None:
+        """Rotate at another size, keep another number of files, from now on."""
+        self._max_bytes, self._keep = max_bytes, keep_files
+        self.look()
+
     def add(self, record: Mapping[str, Any]) -> None:
         """Take a line (without `seq`, `prev_hash` and `hash`) to be written by the next `write`."""
         if len(self._owed) >= OWED_MAX:

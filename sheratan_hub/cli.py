@@ -24,6 +24,7 @@ from sheratan_hub.cli_nodes import nodes
 from sheratan_hub.cli_output import say, show_many
 from sheratan_hub.cli_policies import policies
 from sheratan_hub.cli_queue import limits, queue
+from sheratan_hub.cli_ready import completion, ready
 from sheratan_hub.cli_store import store
 from sheratan_hub.cli_submit import submit
 from sheratan_hub.cli_target import (
@@ -37,6 +38,7 @@ from sheratan_hub.cli_target import (
     words,
 )
 from sheratan_hub.cli_tokens import tokens
+from sheratan_hub.cli_top import top
 
 config_option = click.option("--config", "path", type=click.Path(), help="Settings file instead of ./hub.toml.")
 
@@ -78,6 +80,9 @@ main.add_command(missions)
 main.add_command(queue)
 main.add_command(limits)
 main.add_command(store)
+main.add_command(ready)
+main.add_command(completion)
+main.add_command(top)
 
 
 @main.command()
@@ -87,16 +92,15 @@ main.add_command(store)
 @click.option("--data-host", "data__host", help="Address of the data plane.")
 @click.option("--data-port", "data__port", type=int, help="Port of the data plane; 0: any free one.")
 @click.option("--data-dir", "hub__data_dir", type=click.Path(), help="Where state and logs are kept.")
+@click.option("--token-file", "auth__token_file", type=click.Path(), help="File that holds the hub's token.")
 @click.option("--store", "store__url", help="Store URL, such as sqlite://var/hub.db, file://var/hub or memory://.")
 @click.option("--log-level", "log__level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(path: str | None, **flags: object) -> NoReturn:
-    """Run a hub, both planes, until SIGTERM or Ctrl-C."""
-    from sheratan_hub import app, config
+    """Run a hub, both planes, until SIGTERM or Ctrl-C. SIGHUP reads the settings again and reopens the logs."""
+    from sheratan_hub import config, serving
 
     try:
-        given = {name.replace("__", "."): value for name, value in flags.items()}
-        settings, secrets = config.load(path, os.environ, given)
-        sys.exit(app.serve(settings, secrets))
+        sys.exit(serving.serve(path, os.environ, {name.replace("__", "."): value for name, value in flags.items()}))
     except config.BadConfig as bad:
         give_up(str(bad), EXIT_CONFIG)
 
@@ -216,4 +220,7 @@ def smoke(target: Target) -> NoReturn:
 
     from sheratan_hub.smoke import run as go_through
 
-    sys.exit(asyncio.run(go_through(target.control_url, target.data_url, target.token, click.echo)))
+    try:
+        sys.exit(asyncio.run(go_through(target.control_url, target.data_url, target.token, click.echo, target.tls())))
+    except KeyboardInterrupt:
+        give_up("stopped; what smoke had made is taken away", EXIT_FAILED)

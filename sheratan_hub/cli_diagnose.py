@@ -91,10 +91,9 @@ def _planes(target: Target, settings: Settings, secrets: Secrets) -> Planes:
     import ssl
 
     from sheratan_hub.asking import Planes, url_of
-    from sheratan_hub.client import client_tls
 
     try:
-        tls = client_tls(target.ca, target.cert, target.cert_key) if target.ca or target.cert else None
+        tls = target.tls()
         if tls is None and settings.tls.cert:
             tls = ssl.create_default_context(cafile=settings.tls.cert)
             tls.check_hostname = False

@@ -93,7 +93,7 @@ def nodes_attest(target: Target, node_ids: tuple[str, ...], output: str) -> None
 @output_option
 @click.pass_obj
 def nodes_forget(target: Target, node_ids: tuple[str, ...], output: str) -> None:
-    """Forget nodes that are DEAD."""
+    """Forget nodes that are DEAD, or drained and without a job."""
     run(_each(target, "forget", node_ids, output))
 
 

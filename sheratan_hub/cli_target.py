@@ -13,6 +13,8 @@ import click
 from sheratan_hub.cli_output import say
 
 if TYPE_CHECKING:
+    import ssl
+
     from sheratan_hub.client import HubClient
     from sheratan_hub.tracing import Tracing
 
@@ -34,7 +36,7 @@ class Target:
         cert: str | None = None,
         cert_key: str | None = None,
     ) -> None:
-        self.ca, self.cert, self.cert_key = ca, cert, cert_key
+        self._ca, self._cert, self._cert_key = ca, cert, cert_key
         self.control_url = control_url
         self.data_url = data_url
         self.token_file = token_file
@@ -43,19 +45,27 @@ class Target:
             with open(token_file, encoding="utf-8") as file:
                 self.token = file.read().strip()
 
+    def tls(self) -> ssl.SSLContext | None:
+        """What the hub's certificate is held against, and what is shown to it; None: as the system does."""
+        from sheratan_hub.client import client_tls
+
+        try:
+            return client_tls(self._ca, self._cert, self._cert_key) if self._ca or self._cert else None
+        except OSError as error:
+            raise click.UsageError(str(error)) from None
+
     def client(self, **options: Any) -> HubClient:
         """A client for it. Without a token the default one of a hub on this machine is tried."""
-        from sheratan_hub.client import CONTROL_URL, DATA_URL, HubClient, client_tls
+        from sheratan_hub.client import CONTROL_URL, DATA_URL, HubClient
         from sheratan_hub.config import DEFAULT_TOKEN
 
         token = self.token if self.token is not None else DEFAULT_TOKEN
         try:
-            tls = client_tls(self.ca, self.cert, self.cert_key) if self.ca or self.cert else None
             return HubClient(
                 self.control_url or CONTROL_URL,
                 self.data_url or DATA_URL,
                 token,
-                tls=tls,
+                tls=self.tls(),
                 token_file=self.token_file,
                 **options,
             )

@@ -147,6 +147,10 @@ class HubClient(Operating):
         text = None if body is None else json_text(body)
         return await self._hub.ask(Request(plane, method, path, text, headers=headers or {}), dict)
 
+    async def text(self, plane: Plane, path: str) -> str:
+        """What a GET answers that is no JSON, such as /metrics."""
+        return await self._hub.ask(Request(plane, "GET", path), str)
+
     async def submit(
         self,
         kind: str,
@@ -456,7 +460,7 @@ class HubClient(Operating):
         return await self._post("control", f"{_node_path(node_id)}/attest", {}, dict[str, Any])
 
     async def forget(self, node_id: str) -> dict[str, Any]:
-        """Forget a node that is DEAD."""
+        """Forget a node that is DEAD, or drained and without a job."""
         return await self._hub.ask(Request("control", "DELETE", _node_path(node_id)), dict[str, Any])
 
     async def fleet(self) -> dict[str, Any]:

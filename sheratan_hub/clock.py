@@ -187,6 +187,11 @@ def rfc3339(ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
+def monotonic_us() -> int:
+    """The machine's monotonic clock in microseconds, as service managers read it."""
+    return time.monotonic_ns() // 1000
+
+
 def stopwatch() -> float:
     """Seconds of a clock that never goes back, to measure how long something took. Nothing is decided by it."""
     return time.perf_counter()

@@ -86,6 +86,11 @@ class Committer:
             self.judge = await self._active_judge()
             self._judge_is_old = False
 
+    def adopt(self, limits: Limits) -> None:
+        """Decide by other limits from the next batch on; how lanes age stays as it was."""
+        self._limits = limits
+        self.standing.adopt(limits, self.lanes)
+
     @property
     def waiting(self) -> int:
         """How many commands wait for a batch."""

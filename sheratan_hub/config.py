@@ -186,9 +186,11 @@ class MetricsSettings(Section, frozen=True):
 
 
 class LogSettings(Section, frozen=True):
-    """What is written to the logs."""
+    """What is written to the logs, and how large they grow."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    max_bytes: int = 104_857_600
+    keep_files: int = 5
 
 
 class AuditSettings(Section, frozen=True):
@@ -226,6 +228,8 @@ class AlertSettings(Section, frozen=True):
     webhook_hosts: tuple[str, ...] = ()
     webhook_timeout_seconds: int = 5
     webhook_tries: int = 5
+    max_bytes: int = 10_485_760
+    keep_files: int = 5
     auth_failure: AlertRule = AlertRule("AUTH_FAILURE", more_than=20)
     port_mismatch: AlertRule = AlertRule("PORT_MISMATCH", more_than=20)
     result_integrity_fail: AlertRule = AlertRule("RESULT_INTEGRITY_FAIL", per="origin")
@@ -377,6 +381,10 @@ RANGES = {
     "audit.keep_files": (0, 1_000_000_000),
     "alerts.webhook_timeout_seconds": (1, 60),
     "alerts.webhook_tries": (1, 100),
+    "alerts.max_bytes": (0, 1_000_000_000_000),
+    "alerts.keep_files": (1, 1000),
+    "log.max_bytes": (0, 1_000_000_000_000),
+    "log.keep_files": (1, 1000),
 }
 
 
@@ -403,8 +411,8 @@ def load(path: str | None, environ: Mapping[str, str], flags: Flags | None = Non
         tables.setdefault(table, {})[name] = value
     settings = msgspec.convert(tables, Settings)
     secrets = Secrets(**{name: _secret(name, given, environ)[0] for name in SECRETS})
-    if problems := list(_problems(settings, secrets)):
-        raise BadConfig(" ".join(problems))
+    if wrong := list(problems(settings, secrets)):
+        raise BadConfig(" ".join(wrong))
     return settings, secrets
 
 
@@ -589,7 +597,7 @@ def _from_secret_file(file: str, key: str) -> str:
     return text
 
 
-def _problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
+def problems(settings: Settings, secrets: Secrets) -> Iterator[str]:
     """What cannot be together, each as a sentence."""
     control, data, token = settings.control, settings.data, secrets.token
     if not control.host or not data.host:

@@ -81,6 +81,12 @@ class Hub:
         await clamp(self)
         self.ready = True
 
+    def adopt(self, limits: Limits) -> None:
+        """Go by other limits from now on, all but `age_ms`; who waits looks again."""
+        self.limits = limits
+        self.committer.adopt(limits)
+        self.waiting.wake_all()
+
     def stop(self) -> None:
         """Answer every long poll at once, take no new commands; what is queued is still committed."""
         self.ready = False

@@ -86,11 +86,15 @@ class Keyring:
     async def open(self, hub: Hub, token: str, next_token: str = "", until: int = 0) -> None:
         """Let settings and store agree, then load. Raises `Refused` when the store fails, or with `old_token`."""
         self._salt = str(await hub.execute(MakeSalt(self._clock.secret()))).encode()
+        await self.hear(hub, token, next_token, until)
+        await self.load(hub)
+
+    async def hear(self, hub: Hub, token: str, next_token: str = "", until: int = 0) -> None:
+        """Let what the settings say now and the store agree; what that changes counts at once. Raises as `open`."""
         said = Said(self.digest(token).hex(), self.digest(next_token).hex() if next_token else None, until)
         settled: Settled = await hub.execute(Settle(said if said.next else Said(said.active)))
         for warning in settled.warnings:
             log.warning("%s", warning)
-        await self.load(hub)
 
     async def load(self, hub: Hub) -> None:
         """Read everything that the store has."""

@@ -32,16 +32,35 @@ def setup(settings: Settings, data_dir: str | Path) -> Callable[[], None]:
 
     Directories are made 0700 and files 0600. Raises `BadConfig` when they cannot be written.
     """
-    _remove_handlers()
-    level = getattr(logging, settings.log.level.upper())
-    handlers = [*_plane_files(Path(data_dir)), _stderr()]
-    for name in ROOTS:
-        logger = logging.getLogger(name)
-        logger.propagate = False
-        logger.setLevel(level if name == "sheratan" else max(level, logging.WARNING))
-        for handler in handlers:
-            logger.addHandler(handler)
+    Logs(settings, data_dir).install()
     return _remove_handlers
+
+
+class Logs:
+    """The logs as these settings want them, opened: either `install` or `close` them.
+
+    Raises `BadConfig` when they cannot be written; what was written until now goes on.
+    """
+
+    def __init__(self, settings: Settings, data_dir: str | Path) -> None:
+        self._level: int = getattr(logging, settings.log.level.upper())
+        files = _plane_files(Path(data_dir), settings.log.max_bytes, settings.log.keep_files)
+        self._handlers = [*files, _stderr()]
+
+    def install(self) -> None:
+        """Write to them from now on, and to no others."""
+        _remove_handlers()
+        for name in ROOTS:
+            logger = logging.getLogger(name)
+            logger.propagate = False
+            logger.setLevel(self._level if name == "sheratan" else max(self._level, logging.WARNING))
+            for handler in self._handlers:
+                logger.addHandler(handler)
+
+    def close(self) -> None:
+        """They are not wanted after all."""
+        for handler in self._handlers:
+            handler.close()
 
 
 class JsonFormatter(logging.Formatter):
@@ -94,7 +113,16 @@ class PlaneFilter(logging.Filter):
 
 
 class PlaneFile(logging.handlers.WatchedFileHandler):
-    """A log file readable by its owner only, opened again when it was moved away or removed."""
+    """A log file readable by its owner only, opened again when it was moved away or removed.
+
+    Once it has `max_bytes` (0: never) the next line begins a new one: the old one gets the ending `.1`, the one
+    before it `.2`, up to `keep_files`.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = 0, keep_files: int = 1) -> None:
+        self._max_bytes, self._keep_files = max_bytes, keep_files
+        self._fixed = False
+        super().__init__(path)
 
     def _open(self) -> TextIOWrapper:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -104,29 +132,53 @@ class PlaneFile(logging.handlers.WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record; a file that cannot be opened again is reported, not raised to the one who logs."""
         try:
-            super().emit(record)
+            self.reopenIfNeeded()
+            if self._max_bytes and not self._fixed:
+                self._make_room()
+            logging.FileHandler.emit(self, record)
         except OSError:
             self.handleError(record)
+
+    def _make_room(self) -> None:
+        """Begin a new file if this one is full. If that cannot be done it grows on."""
+        if os.stat(self.baseFilename).st_size < self._max_bytes:
+            return
+        try:
+            shift(Path(self.baseFilename), self._keep_files)
+        except OSError as error:
+            self._fixed = True
+            sys.stderr.write(f"ERROR cannot rotate {self.baseFilename}, which grows on: {error}\n")
+            return
+        self.reopenIfNeeded()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say in one line on stderr that a record was lost."""
         sys.stderr.write(f"ERROR cannot write {self.baseFilename}: {sys.exc_info()[1]}\n")
 
 
-def _plane_files(data_dir: Path) -> list[logging.Handler]:
+def shift(path: Path, keep_files: int) -> None:
+    """Move a full file out of the way: it becomes `.1`, that one `.2` and so on; the last one is gone. `OSError`s."""
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, keep_files + 1))]
+    for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+        with suppress(FileNotFoundError):
+            newer.replace(older)
+
+
+def _plane_files(data_dir: Path, max_bytes: int, keep_files: int) -> list[logging.Handler]:
     """The handlers of both planes' files."""
     directory = data_dir / "logs"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700)
-        return [_plane_file(directory, plane, other) for plane, other in (PLANES, PLANES[::-1])]
+        bounds = max_bytes, keep_files
+        return [_plane_file(directory, plane, other, *bounds) for plane, other in (PLANES, PLANES[::-1])]
     except OSError as error:
         raise BadConfig(f"hub.data_dir: logs cannot be written to {directory}: {error.strerror}.") from error
 
 
-def _plane_file(directory: Path, plane: str, other: str) -> logging.Handler:
-    handler = PlaneFile(directory / f"hub_{plane}.jsonl")
+def _plane_file(directory: Path, plane: str, other: str, max_bytes: int, keep_files: int) -> logging.Handler:
+    handler = PlaneFile(directory / f"hub_{plane}.jsonl", max_bytes, keep_files)
     handler.setFormatter(JsonFormatter())
     handler.addFilter(PlaneFilter(other))
     return handler

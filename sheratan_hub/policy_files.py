@@ -18,25 +18,30 @@ FILE_BYTES = 1 << 20
 async def load_policies(hub: Hub, folder: str) -> list[Snapshot]:
     """Keep every `*.json` in `folder` that is not known yet as a version, in the order of their names.
 
-    Loading activates nothing. Raises `StoreRefused` for a folder or a file that cannot be read, is no policy, or was
-    changed since it was loaded: a version never changes, so an edited policy needs a new name.
+    Loading activates nothing, and all are read before the first is kept. Raises `StoreRefused` for a folder or a file
+    that cannot be read, is no policy, or was changed since it was loaded: a version never changes, so an edited policy
+    needs a new name.
     """
+    return [await hub.execute(command) for command in await new_policies(hub, folder)]
+
+
+async def new_policies(hub: Hub, folder: str) -> list[CreatePolicy]:
+    """What `load_policies` would keep. Raises `StoreRefused` as it does."""
     if not folder:
         return []
     known = {snapshot.file: snapshot for snapshot in await _snapshots(hub) if snapshot.file}
-    made: list[Snapshot] = []
+    found: list[CreatePolicy] = []
     for path, text in _texts(Path(folder)):
         digest = hashlib.sha256(text).hexdigest()
         before = known.get(path.name)
         if before is None:
-            command = CreatePolicy(_policy(path, text), f"loaded from {path.name}", path.name, digest)
-            made.append(await hub.execute(command))
+            found.append(CreatePolicy(_policy(path, text), f"loaded from {path.name}", path.name, digest))
         elif before.file_sha256 != digest:
             raise StoreRefused(
                 f"{path} was edited since it was loaded as policy version {before.version}; "
                 "put it back, and give the edited policy a name of its own"
             )
-    return made
+    return found
 
 
 async def _snapshots(hub: Hub) -> list[Snapshot]:

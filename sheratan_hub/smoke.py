@@ -1,6 +1,8 @@
 """The operators' checklist: a PASS or FAIL line for each promise, against a running hub or one started for it.
 
-`sheratan-hub smoke` runs it. On a running hub it works under names of its own and leaves only finished jobs.
+`sheratan-hub smoke` runs it. On a running hub it works under names of its own, takes away what it made, and says what
+stays: finished jobs, which the hub forgets by itself, and lines of the audit log. What a hub in use cannot be asked, or
+refuses because it is busy, is left out with the reason.
 Longer than 300 lines because the checklist is one list.
 """
 
@@ -10,10 +12,11 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ ABANDONED_SECONDS = 30 * 86_400
 """A rotation that is abandoned at once would last so long: should smoke be killed in between, somebody will notice."""
 
 START_TRIES = 100
+SETTLE_MS = 300
 STOP_MS = 10_000
 Echo = Callable[[str], None]
 
@@ -41,6 +45,25 @@ class Failed(Exception):
 
 class NotHere(Exception):
     """A check that would harm a hub in use; the text says why it is left out."""
+
+
+BUSY = {
+    "inflight_limit": "all leases that this hub allows are in use",
+    "paused": "the hub is paused",
+    "throttled": "its jobs are throttled",
+    "node_full": "a node may hold no more here",
+    "policy_denied": "the active policy forbids it",
+}
+"""Why a hub in use may rightly give a pull no job, and what is said then."""
+
+REFUSED = {
+    "queue_full": "its queue is full",
+    "rate_limited": "its submits are limited",
+    "policy_denied": "the active policy forbids it",
+    "forbidden_role": "this token's role may not do it",
+    "audit_unavailable": "its audit log cannot be written",
+}
+"""The same for requests, by code."""
 
 
 class Answer(NamedTuple):
@@ -61,6 +84,7 @@ class Target:
         self.logs: Path | None = None
         self.hmac_key = os.environ.get("SHERATAN_RESULT_HMAC_KEY", "")
         self.name = f"smoke-{clock.secret()[:8]}"
+        self.paused, self.busy, self.access_id = False, False, ""
 
     async def ask(self, plane: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request with the token, unless `headers` are given."""
@@ -73,6 +97,7 @@ class Target:
     async def data(self, path: str, body: Any, status: int = 200) -> Any:
         """POST to the data plane; the body, if the status is the one expected."""
         answer = await self.ask("data", "POST", path, body)
+        self.leave_out(answer, status)
         expect(answer.status == status, f"POST {path} gave {answer.status}: {answer.body}")
         return answer.body
 
@@ -83,10 +108,25 @@ class Target:
 
     async def lease(self, node: str = "a") -> dict[str, Any]:
         """The next job of this run's own kind, leased to one of its own nodes."""
-        pull = {"node_id": f"{self.name}-{node}", "kinds": [self.name], "capabilities": [], "wait_seconds": 5}
-        jobs: list[dict[str, Any]] = (await self.data("/api/jobs/pull", pull))["jobs"]
-        expect(len(jobs) == 1, "a pull got no job although one was waiting")
+        wait = 0 if self.busy else 5
+        pull = {"node_id": f"{self.name}-{node}", "kinds": [self.name], "capabilities": [], "wait_seconds": wait}
+        pulled = self.got(await self.data("/api/jobs/pull", pull))
+        jobs: list[dict[str, Any]] = pulled["jobs"]
+        expect(len(jobs) == 1, f"a pull got no job although one was waiting ({pulled.get('reason')})")
         return jobs[0]
+
+    def got(self, pulled: Any) -> Any:
+        """What a pull got, unless a hub in use had a good reason to give it nothing."""
+        if not pulled["jobs"] and not self.own and pulled.get("reason") in BUSY:
+            self.busy = True
+            raise NotHere(BUSY[pulled["reason"]])
+        return pulled
+
+    def leave_out(self, answer: Answer, expected: int = 200) -> None:
+        """Raise `NotHere` when a hub in use has a good reason to refuse what was asked of it."""
+        code = answer.body.get("code") if isinstance(answer.body, dict) else None
+        if not self.own and answer.status != expected and code in REFUSED:
+            raise NotHere(REFUSED[code])
 
     async def finish(self, lease: dict[str, Any], status: int = 200, **fields: Any) -> Any:
         """Send a result for a lease, with the proof that any mode of integrity takes."""
@@ -107,6 +147,7 @@ class Target:
         answer = await self.ask("data", method, path, body)
         if answer.status == 403 and answer.body["code"] == "loopback_only" and not self.own:
             raise NotHere("it is told to the hub's own machine only")
+        self.leave_out(answer)
         expect(answer.status == 200, f"{method} {path} gave {answer.status}: {answer.body}")
         return answer.body
 
@@ -122,12 +163,59 @@ class Target:
         """The job as it is now."""
         return (await self.ask("data", "GET", f"/api/jobs/{job_id}")).body
 
-    async def cancel_all(self) -> None:
-        """End the jobs that a broken check left behind."""
-        for status in ("pending", "quarantined", "running"):
-            page = (await self.ask("data", "GET", f"/api/jobs?kind={self.name}&status={status}&limit=100")).body
-            for job in page["jobs"]:
-                await self.data(f"/api/jobs/{job['job_id']}/cancel", {})
+    async def clean_up(self) -> list[str]:
+        """Take away what the checks have left; what stays all the same, and why, as sentences."""
+        steps = (self._end_jobs, self._end_pause, self._forget_nodes, self._revoke)
+        return [text for step in steps if (text := await self._tried(step))]
+
+    async def _tried(self, step: Callable[[], Awaitable[str]]) -> str:
+        try:
+            return await step()
+        except (*BROKEN, NotHere) as why:
+            return f"not all could be taken away: {str(why) or type(why).__name__}"
+
+    async def _end_jobs(self) -> str:
+        """Cancel what is not finished, twice: a submit that was broken off may be carried out a moment later."""
+        for _ in range(2):
+            for status in ("pending", "quarantined", "running"):
+                for job in await self._jobs(status):
+                    await self.ask("data", "POST", f"/api/jobs/{job['job_id']}/cancel", {})
+            await self.clock.sleep(SETTLE_MS)
+        finished = [job for status in ("completed", "cancelled", "failed") for job in await self._jobs(status)]
+        running = await self._jobs("running")
+        also = f", and {len(running)} that end with their leases" if running else ""
+        return (
+            f"{len(finished)} finished jobs of kind {self.name}, which the hub forgets by their age{also}"
+            if finished
+            else ""
+        )
+
+    async def _jobs(self, status: str) -> list[dict[str, Any]]:
+        page = (await self.ask("data", "GET", f"/api/jobs?kind={self.name}&status={status}&limit=1000")).body
+        found: list[dict[str, Any]] = page["jobs"]
+        return found
+
+    async def _end_pause(self) -> str:
+        if self.paused:
+            await self.admin("POST", "/admin/resume", {"kind": self.name})
+        return ""
+
+    async def _forget_nodes(self) -> str:
+        """A drained node that holds nothing can be forgotten at once."""
+        left = []
+        for node in (f"{self.name}-{letter}" for letter in "ab"):
+            path = f"/api/hosts/{node}"
+            if (await self.ask("control", "GET", path)).status == 404:
+                continue
+            await self.ask("control", "POST", f"{path}/drain")
+            if (await self.ask("control", "DELETE", path)).status != 200:
+                left.append(node)
+        return f"the record of {', '.join(left)}: sheratan-hub nodes forget" if left else ""
+
+    async def _revoke(self) -> str:
+        if self.access_id:
+            await self.ask("control", "DELETE", f"/api/access/{self.access_id}")
+        return ""
 
     def sign(self, plane: str) -> str:
         """What an answer must hold that names this plane: its port, where it is surely the hub's own."""
@@ -190,6 +278,8 @@ async def _data_health(hub: Target) -> None:
         answer = await hub.ask("data", "GET", path, headers={})
         expect(answer.status == 200 or not hub.own, f"{path} gave {answer.status}")
         expect(answer.status == 200 or answer.body["code"] == "loopback_only", f"{path} gave {answer.status}")
+        if answer.status != 200:
+            raise NotHere("the data plane tells its health to its own machine only, and has refused this one")
 
 
 async def _refused_tokens(hub: Target, plane: str, path: str) -> None:
@@ -337,7 +427,7 @@ async def _cancel(hub: Target) -> None:
 async def _replay(hub: Target) -> None:
     await hub.submit()
     pull = {"node_id": f"{hub.name}-a", "kinds": [hub.name], "capabilities": [], "pull_id": hub.name}
-    first, again = [(await hub.data("/api/jobs/pull", pull))["jobs"] for _ in range(2)]
+    first, again = [hub.got(await hub.data("/api/jobs/pull", pull))["jobs"] for _ in range(2)]
     ids = [[(job["job_id"], job["lease_id"]) for job in jobs] for jobs in (first, again)]
     expect(ids[0] == ids[1] and len(first) == 1, "the lease was not given again")
     await hub.finish(first[0])
@@ -347,7 +437,7 @@ async def _replay(hub: Target) -> None:
 async def _fleet(hub: Target) -> None:
     await hub.data("/mesh/submit_request", {"kind": hub.name, "params": [1], "unknown": True})
     node = f"{hub.name}-a"
-    got = await hub.data(f"/mesh/pull_requests/{node}", {"kinds": [hub.name], "capabilities": []})
+    got = hub.got(await hub.data(f"/mesh/pull_requests/{node}", {"kinds": [hub.name], "capabilities": []}))
     result = {"job_id": got["jobs"][0]["job_id"], "node_id": node, "ok": True, "result": 1}
     result["integrity"] = hub.proof(result["job_id"], result)
     expect((await hub.data("/mesh/submit_result", result))["status"] == "completed", "it was not completed")
@@ -434,6 +524,7 @@ async def _dependency_failed(hub: Target) -> None:
 @check("pause: a kind is not leased until it is resumed")
 async def _pause(hub: Target) -> None:
     await hub.admin("POST", "/admin/pause", {"kind": hub.name, "seconds": 60, "reason": "smoke"})
+    hub.paused = True
     try:
         await hub.submit()
         pull = {"node_id": f"{hub.name}-a", "kinds": [hub.name], "capabilities": []}
@@ -441,6 +532,7 @@ async def _pause(hub: Target) -> None:
         expect((got["jobs"], got.get("reason")) == ([], "paused"), f"a pull got {got}")
     finally:
         left = await hub.admin("POST", "/admin/resume", {"kind": hub.name})
+        hub.paused = False
     expect(hub.name not in [one["kind"] for one in left["pauses"]], "it is still paused")
     await hub.finish(await hub.lease())
 
@@ -472,13 +564,16 @@ async def _depth(hub: Target) -> None:
 @check("access: a scoped token may do what its role may, until it is revoked")
 async def _access(hub: Target) -> None:
     answer = await hub.ask("control", "POST", "/api/access", {"role": "viewer", "expires_in_seconds": 600})
+    hub.leave_out(answer, 201)
     expect(answer.status == 201, f"making one gave {answer.status}: {answer.body}")
+    hub.access_id = answer.body["access_id"]
     headers = {"Authorization": f"Bearer {answer.body['token']}"}
     seen = await hub.ask("data", "GET", "/api/jobs?limit=1", headers=headers)
     expect(seen.status == 200, f"looking gave {seen.status}")
     no = await hub.ask("data", "POST", "/api/jobs", {"kind": hub.name}, headers=headers)
     expect((no.status, no.body.get("code")) == (403, "forbidden_role"), f"submitting gave {no.status}")
-    await hub.ask("control", "DELETE", f"/api/access/{answer.body['access_id']}")
+    await hub.ask("control", "DELETE", f"/api/access/{hub.access_id}")
+    hub.access_id = ""
     gone = await hub.ask("data", "GET", "/api/jobs?limit=1", headers=headers)
     expect(gone.status == 403, f"the revoked one gave {gone.status}")
 
@@ -640,10 +735,16 @@ BROKEN = (Failed, aiohttp.ClientError, TimeoutError, LookupError, TypeError, Val
 """What a check ends with when a promise is broken: an answer of another shape is one too."""
 
 
-async def run(control_url: str | None, data_url: str | None, token: str | None, echo: Echo) -> int:
-    """Go through the list; 0 if every promise is kept, else 1. Without URLs a hub is started for it, and ended."""
+async def run(
+    control_url: str | None, data_url: str | None, token: str | None, echo: Echo, tls: ssl.SSLContext | None = None
+) -> int:
+    """Go through the list; 0 if every promise is kept, else 1. Without URLs a hub is started for it, and ended.
+
+    `tls` is for a hub whose certificate the system does not know, or that asks for one.
+    """
     clock = SystemClock()
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40)) as session:
+    connector = aiohttp.TCPConnector(ssl=tls or True)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40), connector=connector) as session:
         try:
             if control_url is None and data_url is None:
                 async with own_hub(session, clock) as own:
@@ -656,17 +757,17 @@ async def run(control_url: str | None, data_url: str | None, token: str | None, 
 
 
 async def on_running_hub(hub: Target, echo: Echo) -> int:
-    """The list, on a hub that others use: nothing of it stays but finished jobs and a node's record."""
+    """The list, on a hub that others use; whatever happens, what it made is taken away, and what stays is said."""
     for plane in hub.urls:
         try:
             await hub.ask(plane, "GET", "/livez", headers={})
         except (aiohttp.ClientError, TimeoutError) as why:
             raise Failed(f"nothing answers at {hub.urls[plane]}: {str(why) or type(why).__name__}") from why
-    status = await go_through(hub, echo)
-    if status:
-        with suppress(*BROKEN):
-            await hub.cancel_all()
-    return status
+    try:
+        return await go_through(hub, echo)
+    finally:
+        for text in await hub.clean_up():
+            echo(f"left  {text}")
 
 
 async def go_through(hub: Target, echo: Echo) -> int:

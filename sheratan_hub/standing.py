@@ -38,6 +38,12 @@ class Standing:
         for source in self._running:
             self._settle(source, lanes)
 
+    def adopt(self, limits: Limits, lanes: Lanes) -> None:
+        """Other limits are configured: leave out and take in the sources anew."""
+        self._limits = limits
+        for source in {*self._running, *lanes.benched}:
+            self._settle(source, lanes)
+
     def running(self, source: str) -> int:
         """How many jobs of this source run."""
         return self._running.get(source, 0)

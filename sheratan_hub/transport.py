@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import aiohttp
 import msgspec
@@ -160,6 +160,7 @@ class Transport:
     async def ask(self, request: Request, answer: type[T], until: float | None = None) -> T:
         """Send `request` until it is answered, decoded as `answer`; up to `until` (ms), else the usual patience.
 
+        As `str` the answer is given as it stands.
         Raises HubRefused at once for a "no" that another try would not change, else, when patience has run
         out, HubRefused (429, 503 ...) or HubUnreachable.
         """
@@ -220,6 +221,8 @@ class Transport:
     def _read(self, response: aiohttp.ClientResponse, body: bytes, answer: type[T]) -> T:
         if response.status >= 300:
             raise self._refusal(response, body)
+        if answer is str:
+            return cast("T", body.decode("utf-8", "replace"))
         try:
             return msgspec.json.decode(body, type=answer)
         except msgspec.DecodeError as error:

@@ -57,6 +57,7 @@ class Saved(msgspec.Struct):
     began: str = ""
     not_before: str = ""
     alerts_bytes: int = 0
+    alerts_inode: int = 0
     counted: State = {}
     now: int = 0
     posts: list[Post] = []
@@ -74,7 +75,8 @@ class Watcher:
         *,
         posting: bool = False,
     ) -> None:
-        self._path, self._alerts = folder / FILE_NAME, AlertsFile(folder / ALERTS_NAME)
+        self._path = folder / FILE_NAME
+        self._alerts = AlertsFile(folder / ALERTS_NAME, settings.max_bytes, settings.keep_files)
         self._state_path = folder / STATE_NAME
         self._settings, self._clock, self._say, self._posting = settings, clock, say, posting
         self._file = -1
@@ -96,8 +98,14 @@ class Watcher:
         self._alerts.open()
         self._at = self._load()
         self._judge = Judge(self._settings.in_force(), self._at.counted, self._at.now)
-        self._known = self._alerts.since(self._at.alerts_bytes)
+        self._known = self._alerts.since(self._at.alerts_bytes, self._at.alerts_inode)
         self._file = -1
+
+    def adopt(self, settings: AlertSettings, *, posting: bool) -> None:
+        """Go by other settings from now on; what was counted stays counted."""
+        self._settings, self._posting = settings, posting
+        self._alerts.max_bytes, self._alerts.keep_files = settings.max_bytes, settings.keep_files
+        self._judge = Judge(settings.in_force(), self._judge.state, self._judge.now)
 
     @property
     def is_open(self) -> bool:
@@ -269,7 +277,7 @@ class Watcher:
         self._at.counted, self._at.now = self._judge.state, self._judge.now
         if self._at.seq >= max(self._known.values(), default=0):
             self._known = {}  # nothing is left that was raised before and will be made again
-            self._at.alerts_bytes = self._alerts.size
+            self._at.alerts_bytes, self._at.alerts_inode = self._alerts.size, self._alerts.inode
         new = self._state_path.with_suffix(".new")
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(msgspec.json.encode(self._at))

@@ -25,8 +25,18 @@ class Watch:
         url = webhook_url(settings)
         self.watcher = Watcher(folder, settings, clock, say, posting=url is not None)
         self._webhook = None if url is None else Webhook(url, settings, self.watcher, clock, say)
-        self._clock = clock
+        self._clock, self._say = clock, say
         self._waits = False
+
+    def prepare(self, settings: AlertSettings) -> Callable[[], None]:
+        """What makes it go by other settings. Raises `BadConfig` when their webhook cannot be used."""
+        url = webhook_url(settings)
+
+        def adopt() -> None:
+            self.watcher.adopt(settings, posting=url is not None)
+            self._webhook = None if url is None else Webhook(url, settings, self.watcher, self._clock, self._say)
+
+        return adopt
 
     @property
     def loops(self) -> list[Loop]:

@@ -26,7 +26,7 @@ FLOORS = {
             "audit_verify",
             "storage_tools",
         ),
-        *("redact", "bundle", "tails", "tracing"),
+        *("redact", "bundle", "tails", "tracing", "notify"),
     ),
     1: ("rules",),
     2: (
@@ -51,6 +51,7 @@ FLOORS = {
         "keyring",
         "policy_files",
         "explaining",
+        "pulse",
         "token_uses",
         "diagnosis",
         "diagnosis_files",
@@ -89,6 +90,11 @@ FLOORS = {
         "cli_store",
         "cli_target",
         "__main__",
+        "announce",
+        "cli_ready",
+        "cli_top",
+        "reload",
+        "serving",
     ),
 }
 CLIENT = (
@@ -111,6 +117,7 @@ CLIENT = (
     "webhook",
     "work_spans",
     "worker",
+    "top",
 )
 """The side of a worker: its modules import each other and floor 0."""
 

@@ -8,3 +8,6 @@ for name in run dev; do
     .venv/bin/uv pip compile pyproject.toml $options --universal --python-version 3.11 --generate-hashes --upgrade \
         --no-header --no-annotate --no-emit-index-url --quiet --output-file "tools/lock/$name.txt"
 done
+# What builds the wheel, for installations that bring nothing else along (tools/deploy/docker).
+.venv/bin/uv pip compile --group pyproject.toml:build --universal --python-version 3.11 --generate-hashes --upgrade \
+    --no-header --no-annotate --no-emit-index-url --quiet --output-file tools/lock/build.txt

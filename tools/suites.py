@@ -20,9 +20,7 @@ from time import monotonic as now
 from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools import canaries
-
-from tools import prometheus
+from tools import canaries, prometheus
 
 BUDGETS = {"rules": 60, "stores": 120, "hub": 100, "model": 240, "web": 240, "world": 80, "e2e": 300}
 """Seconds a suite may take on two cores: about three times what it takes on a machine that does nothing else."""
@@ -30,7 +28,10 @@ BUDGETS = {"rules": 60, "stores": 120, "hub": 100, "model": 240, "web": 240, "wo
 AT_ONCE = 2
 """How many tests of a suite run at once, each in a process of its own."""
 
-TOOLS = {"curl": "curl", "gcc": "gcc", "node": "nodejs", "openssl": "openssl", "strace": "strace", "wrk": "wrk"}
+TOOLS = {
+    **{"curl": "curl", "gcc": "gcc", "node": "nodejs", "openssl": "openssl", "strace": "strace", "wrk": "wrk"},
+    "systemd-analyze": "systemd",
+}
 """Programs that some tests run, and the packages of Debian that bring them."""
 
 NO_TESTS = 5

@@ -15,7 +15,7 @@ from sheratan_hub.rules.attestation import Attested, Claim, attest, news
 from sheratan_hub.rules.command import Code, Decision, Event, Limits, Need, Refused, Scene
 from sheratan_hub.rules.policies import denied, node_ask
 from sheratan_hub.rules.policy import ALLOWED
-from sheratan_hub.rules.view import View
+from sheratan_hub.rules.view import View, leases_on
 from sheratan_hub.storage import Key, Row, Wants
 
 State = Literal["ONLINE", "STALE", "DEAD"]
@@ -285,7 +285,7 @@ def _still_to_cancel(view: View, job_ids: tuple[str, ...], node_id: str) -> tupl
 
 
 class Forget(msgspec.Struct, frozen=True, gc=False):
-    """Forget a node that is DEAD."""
+    """Forget a node that is DEAD, or one that an operator has drained and that holds nothing any more."""
 
     node_id: str
 
@@ -297,8 +297,9 @@ class Forget(msgspec.Struct, frozen=True, gc=False):
         """Remove it. Refused: `node_not_found`, `node_alive`."""
         node = known(view, self.node_id)
         state = state_of(node, view.now, view.scene.limits, view.scene.started_at)
-        if state != "DEAD":
-            raise Refused(Code.NODE_ALIVE, f"node {self.node_id} is {state}; only a DEAD node can be forgotten")
+        if state != "DEAD" and (not node.draining or view.count(leases_on(self.node_id))):
+            text = f"node {self.node_id} is {state}; forgotten is who is DEAD, or drained and without a lease"
+            raise Refused(Code.NODE_ALIVE, text)
         gone = [Key("node", self.node_id)]
         if view.row("puller", self.node_id) is not None:
             gone.append(Key("puller", self.node_id))

@@ -83,6 +83,10 @@ class Failures:
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._held: dict[str, int] = {}
 
+    def adopt(self, free: int, delay_ms: int) -> None:
+        """Other numbers count from now on."""
+        self._free, self._delay_ms = free, delay_ms
+
     def __len__(self) -> int:
         return len(self._counts)
 

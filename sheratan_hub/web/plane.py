@@ -86,9 +86,9 @@ class Route:
     fleet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Services:
-    """What handlers may use."""
+    """What handlers may use. A reload exchanges `settings` and `demand`; nobody else changes anything."""
 
     hub: Hub
     clock: Clock
@@ -211,7 +211,10 @@ class Plane:
         self._mine = Table(route for route in routes if route.plane in (name, "both"))
         self._theirs = Table(route for route in routes if route.plane not in (name, "both"))
         self._log = logging.getLogger(f"sheratan.{name}")
-        self._backpressure = services.settings.queue.backpressure_mode
+
+    def adopt(self, hosts: HostCheck, proxies: Proxies) -> None:
+        """Take other Host headers, believe other proxies, from the next request on."""
+        self._hosts, self._proxies = hosts, proxies
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -312,7 +315,7 @@ class Plane:
     def _refused(self, call: Call, no: Refused) -> Answer:
         node_id = getattr(call.form, "node_id", None)
         call.refused(no, node_id if isinstance(node_id, str) else None)
-        response = problem(no, self._backpressure)
+        response = problem(no, self._services.settings.queue.backpressure_mode)
         if isinstance(no, NotAllowed):
             response.more["Allow"] = ", ".join(no.methods)
         if no.code in (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.BAD_REQUEST):

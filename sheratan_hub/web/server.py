@@ -33,7 +33,7 @@ class Listener:
 
     def __init__(self, plane: Plane, clock: Clock, bounds: Bounds, tls: ssl.SSLContext | None = None) -> None:
         self._log = logging.getLogger(f"sheratan.{plane.name}")
-        self._clock, self._tls = clock, tls
+        self._clock, self._tls, self.plane = clock, tls, plane
         self.connections = Connections(bounds)
         server = HubServer(plane, self.connections)
         self._runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)

@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from sheratan_hub.config import BadConfig, TlsSettings
 
 HANDSHAKE_SECONDS = 10.0
+
+
+class Certificates:
+    """What the listeners show to clients, exchanged under them: `context` stays, new connections get the new files.
+
+    Raises `BadConfig` as `server_context` does. `context` is None for plain HTTP.
+    """
+
+    def __init__(self, settings: TlsSettings) -> None:
+        self._print = _print(settings)
+        self.context = self._now = server_context(settings)
+        if self.context is not None:
+            self.context.sni_callback = self._choose  # called for each handshake, whether it names a server or not
+
+    def _choose(self, shaking: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        if self._now is not None:
+            shaking.context = self._now
+
+    def prepare(self, settings: TlsSettings) -> tuple[bool, Callable[[], None]]:
+        """(whether the files hold something else than is shown now, what shows it). Raises `BadConfig`."""
+        found, fresh = _print(settings), server_context(settings)
+
+        def show() -> None:
+            self._print, self._now = found, fresh
+
+        return found != self._print, show
+
+
+def _print(settings: TlsSettings) -> str:
+    """What changes when one of the files does."""
+    digest = hashlib.sha256()
+    for file in (settings.cert, settings.key, settings.client_ca):
+        with suppress(OSError):
+            digest.update(Path(file).read_bytes() if file else b"")
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 def server_context(settings: TlsSettings) -> ssl.SSLContext | None:

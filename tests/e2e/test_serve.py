@@ -160,6 +160,31 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_it_prints_where_everything_is_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "hub.toml").write_text("[queue]\nmax_depth = 7\n[store]\nurl = 'memory://'\n")
+    one = Served(tmp_path)
+    one.process = one.begin()
+    try:
+        assert one.process.stdout is not None
+        said = [one.process.stdout.readline() for _ in range(10)]
+        told = {line[:15].strip(): line[15:].rstrip("\n") for line in said if line[:15].strip()}
+        url = f"http://127.0.0.1:{one.data_port}"
+        assert told == {
+            "control plane": f"http://127.0.0.1:{one.control_port}",
+            "data plane": f"http://127.0.0.1:{one.data_port}",
+            "store": f"memory://, logs in {tmp_path}/var/logs",
+            "audit log": f"{tmp_path}/var/logs/hub_security_audit.jsonl",
+            "settings": "3 from variables, 2 from hub.toml, the others default",
+            "token": "from SHERATAN_HUB_TOKEN",
+            "TLS": "off",
+            "stop": f"Ctrl-C, or kill {one.process.pid}; kill -HUP {one.process.pid} reads the settings again",
+            "try next": f"sheratan-hub --data-url {url} submit my.kind --params '{{\"n\": 1}}'",
+        }
+        assert TOKEN not in "".join(said)
+    finally:
+        one.kill()
+
+
 def test_files_are_private_and_hold_no_token(served: Served) -> None:
     served.start()
     served.ask("POST", "/api/jobs", {"kind": "k"})

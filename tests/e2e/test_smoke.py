@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,11 @@ import pytest
 
 from sheratan_hub.web.routes import ROUTES
 from tests.e2e.serving import TOKEN, Served
+from tests.web.test_tls import Files, files
 from tools import canaries
 from tools.ports import free_ports
+
+__all__ = ["files"]
 
 HMAC_KEY = canaries.HMAC
 
@@ -85,7 +89,11 @@ def test_a_hub_in_use_is_checked_without_harm_to_its_jobs(served: Served) -> Non
     assert left == [mine]
     assert served.ask("GET", "/admin/queue")["pauses"] == []
     assert {**served.ask("GET", "/api/tokens", port=served.control_port), "nodes": {}} == tokens
+    assert served.ask("GET", "/api/hosts", port=served.control_port)["nodes"] == []
     assert served.ask("GET", "/api/access", port=served.control_port)["access"] == []
+    (said,) = (line for line in lines if line.startswith("left"))
+    finished = [job for job in served.ask("GET", "/api/jobs?limit=1000")["jobs"] if job["kind"] != "mine"]
+    assert said.startswith(f"left  {len(finished)} finished jobs of kind {finished[0]['kind']}, which the hub forgets")
 
 
 def test_a_rotation_that_is_under_way_is_left_alone(served: Served) -> None:
@@ -99,6 +107,72 @@ def test_a_rotation_that_is_under_way_is_left_alone(served: Served) -> None:
     assert [left[name] for name in ("active", "next", "until")] == [
         tokens[name] for name in ("active", "next", "until")
     ]
+
+
+def test_a_hub_that_is_busy_is_no_broken_hub(tmp_path: Path) -> None:
+    """Its leases are in use by what others do; that is said, and nothing is left waiting."""
+    one = Served(tmp_path, SHERATAN_MAX_INFLIGHT="1", SHERATAN_STORE_URL="memory://")
+    one.start()
+    try:
+        one.ask("POST", "/api/jobs", {"kind": "mine"})
+        assert one.ask("POST", "/api/jobs/pull", {"node_id": "n"})["jobs"]
+        status, lines = smoke(one.directory, one.environ, *options(one))
+        assert [line for line in lines if line.startswith("FAIL")] == []
+        assert status == 0
+        assert (
+            "SKIP  job: submit, lease, extend, result, completed: all leases that this hub allows are in use" in lines
+        )
+        assert one.ask("GET", "/api/jobs?status=pending")["jobs"] == []
+    finally:
+        one.kill()
+
+
+def test_a_scoped_admin_token_is_enough(served: Served) -> None:
+    made = served.ask("POST", "/api/access", {"role": "admin"}, port=served.control_port)
+    environ = {**served.environ, "SHERATAN_HUB_TOKEN": made["token"]}
+    status, lines = smoke(served.directory, environ, *options(served))
+    assert [line for line in lines if line.startswith("FAIL")] == []
+    assert status == 0
+    assert made["token"] not in "\n".join(lines)
+    (left,) = served.ask("GET", "/api/access", port=served.control_port)["access"]
+    assert left["access_id"] == made["access_id"]
+
+
+def test_a_hub_with_tls_is_checked_with_its_authority(tmp_path: Path, files: Files) -> None:
+    (tmp_path / "hub.toml").write_text(f'[tls]\ncert = "{files.hub_pem}"\nkey = "{files.key_pem}"\n')
+    one = Served(tmp_path, SHERATAN_STORE_URL="memory://")
+    one.start()
+    urls = (f"https://127.0.0.1:{port}" for port in (one.control_port, one.data_port))
+    named = [word for pair in zip(("--control-url", "--data-url"), urls, strict=True) for word in pair]
+    try:
+        status, lines = smoke(one.directory, one.environ, "--ca", files.ca_pem, *named)
+        assert [line for line in lines if line.startswith("FAIL")] == []
+        assert status == 0
+        status, lines = smoke(one.directory, one.environ, *named)
+        assert (status, len(lines)) == (1, 1)
+        assert "certificate" in lines[0]
+    finally:
+        one.kill()
+
+
+def test_stopped_in_the_middle_it_takes_away_what_it_made(served: Served) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sheratan_hub", *options(served), "smoke"],
+        cwd=served.directory,
+        env=served.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in iter(process.stdout.readline, ""):
+        if "job: submit" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    for word in ("pending", "quarantined"):
+        assert served.ask("GET", f"/api/jobs?status={word}")["jobs"] == []
+    assert served.ask("GET", "/admin/queue")["pauses"] == []
 
 
 def test_a_broken_promise_is_said_and_its_jobs_are_cancelled(served: Served) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sheratan_hub import config
 from sheratan_hub.app import limits_of
 from sheratan_hub.config import BadConfig, Secrets, Settings, explain, is_loopback, load, store_url
+from sheratan_hub.reload import is_reloaded
 from sheratan_hub.rules.command import Rate
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,16 @@ def test_the_shipped_hub_toml_explains_every_setting_and_names_its_variables():
             for unit in ("seconds", "ms", "bytes"):
                 if key.endswith(f"_{unit}"):
                     assert unit.replace("ms", "milliseconds") in comment, line
+
+
+def test_the_shipped_hub_toml_says_what_waits_for_a_restart():
+    table, waiting = "", set()
+    for line in (ROOT / "hub.toml").read_text().splitlines():
+        if header := re.match(r"\[(\w+)\]", line):
+            table = header[1]
+        elif line.endswith("[restart]"):
+            waiting.add(f"{table}.{line.partition(' ')[0]}")
+    assert waiting == {key for key in config.FIELDS if not is_reloaded(key)}
 
 
 EXAMPLES = {bool: ("no", False), int: ("77", 77), str: ("memory://", "memory://")}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +163,48 @@ def test_an_error_of_a_server_keeps_its_traceback_and_its_chatter_is_dropped(lin
 async def test_an_error_that_asyncio_reports_is_written(lines):
     asyncio.get_running_loop().call_exception_handler({"message": "task was lost"})
     assert [line["event"] for line in lines("control")] == ["task was lost"]
+
+
+def test_a_full_log_is_moved_away_and_the_oldest_is_forgotten(tmp_path):
+    end = log.setup(Settings(log=LogSettings(max_bytes=1000, keep_files=2)), tmp_path)
+    for number in range(60):
+        logging.getLogger("sheratan.data").info("line %d", number)
+    end()
+    files = [tmp_path / "logs" / f"hub_data.jsonl{ending}" for ending in (".2", ".1", "")]
+    kept = [json.loads(line)["event"] for file in files for line in file.read_text().splitlines()]
+    assert kept == [f"line {number}" for number in range(60 - len(kept), 60)]
+    assert {path.name for path in (tmp_path / "logs").glob("hub_data*")} == {file.name for file in files}
+    for file in files:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.stat().st_size < 1100
+    assert files[1].stat().st_size >= 1000
+
+
+def test_a_log_without_a_bound_is_never_moved(tmp_path):
+    end = log.setup(Settings(log=LogSettings(max_bytes=0)), tmp_path)
+    for number in range(60):
+        logging.getLogger("sheratan.data").info("line %d", number)
+    end()
+    assert [path.name for path in (tmp_path / "logs").glob("hub_data*")] == ["hub_data.jsonl"]
+
+
+def test_a_log_that_cannot_be_moved_grows_on_and_says_so_once(tmp_path, monkeypatch, capsys):
+    def refuse(path: Path, _keep: int) -> None:
+        raise PermissionError(13, "not here")
+
+    monkeypatch.setattr(log, "shift", refuse)
+    end = log.setup(Settings(log=LogSettings(max_bytes=200)), tmp_path)
+    for number in range(20):
+        logging.getLogger("sheratan.data").info("line %d", number)
+    end()
+    assert len((tmp_path / "logs" / "hub_data.jsonl").read_text().splitlines()) == 20
+    assert capsys.readouterr().err.count("cannot rotate") == 1
+
+
+def test_logs_that_cannot_be_opened_leave_those_that_are_written(lines, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "logs").write_text("a file")
+    with pytest.raises(BadConfig):
+        log.Logs(Settings(), tmp_path / "other")
+    logging.getLogger("sheratan.data").info("still here")
+    assert [line["event"] for line in lines("data")] == ["still here"]

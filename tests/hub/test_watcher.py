@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sheratan_hub import watcher as watching
@@ -433,3 +434,67 @@ def test_what_a_crash_has_cut_is_no_alert(scene: Scene) -> None:
     scene.read()
     assert scene.seqs("audit_chain") == []
     assert scene.seqs() == [1, 2, 3, 4]
+
+
+BOUNDED = AlertSettings(**QUIET, rules=EVERY.rules, max_bytes=2000, keep_files=2)
+
+
+def ids(*files: Path) -> list[str]:
+    return [json.loads(line)["node_id"] for file in files for line in file.read_text().splitlines()]
+
+
+def test_alerts_that_have_no_room_begin_a_new_file_and_the_oldest_go(tmp_path: Path, clock: VirtualClock) -> None:
+    scene = Scene(tmp_path, clock)
+    scene.write(40)
+    scene.read(scene.watcher(BOUNDED))
+    files = [tmp_path / f"alerts.jsonl{ending}" for ending in (".2", ".1", "")]
+    assert {path.name for path in tmp_path.glob("alerts*")} == {file.name for file in files}
+    for file in files:
+        assert 0 < file.stat().st_size <= 2000
+        assert file.stat().st_mode & 0o077 == 0
+    kept = ids(*files)
+    assert kept == [f"n{number}" for number in range(41 - len(kept), 41)]
+
+
+def test_a_watcher_that_is_killed_right_after_a_new_file_was_begun_raises_nothing_twice(
+    tmp_path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, clock)
+    scene.write(3)
+    first = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=760))
+    scene.read(first)
+    first.close()
+    second = scene.watcher(msgspec.structs.replace(BOUNDED, max_bytes=760))
+    monkeypatch.setattr(second, "save", lambda: None)  # it is killed before that
+    scene.write(3)
+    scene.read(second)
+    killed(second)
+    assert (tmp_path / "alerts.jsonl.1").exists()
+    scene.read(scene.watcher(BOUNDED))
+    assert ids(tmp_path / "alerts.jsonl.1", tmp_path / "alerts.jsonl") == [f"n{number}" for number in range(1, 7)]
+
+
+def test_another_watcher_is_kept_away_from_the_new_file_too(tmp_path: Path, clock: VirtualClock) -> None:
+    scene = Scene(tmp_path, clock)
+    scene.write(20)
+    one = scene.watcher(BOUNDED)
+    while one.step():
+        pass
+    assert (tmp_path / "alerts.jsonl.1").exists()
+    with pytest.raises(BlockingIOError):
+        scene.watcher(BOUNDED)
+    one.close()
+
+
+def test_other_settings_keep_what_was_counted(tmp_path: Path, clock: VirtualClock) -> None:
+    scene = Scene(tmp_path, clock)
+    rule = AlertRule("NODE_DEAD", name="dead", more_than=3)
+    one = scene.watcher(AlertSettings(**QUIET, rules=(rule,)))
+    scene.write(3)
+    one.step()
+    one.adopt(AlertSettings(**QUIET, rules=(rule, AlertRule("NODE_STALE", name="stale"))), posting=False)
+    scene.write()
+    scene.write(event="NODE_STALE")
+    one.step()
+    one.close()
+    assert [line.split()[2] for line in scene.said] == ["dead:", "stale:"]

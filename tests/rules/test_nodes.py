@@ -8,8 +8,8 @@ import pytest
 
 from sheratan_hub.rules.attestation import HISTORY, Attested, Claim
 from sheratan_hub.rules.command import Code, Refused, Scene
-from sheratan_hub.rules.drain import Accept
-from sheratan_hub.rules.finish import Cancel, Finish
+from sheratan_hub.rules.drain import Accept, Drain
+from sheratan_hub.rules.finish import Cancel, Finish, Release
 from sheratan_hub.rules.nodes import Beat, Forget, health_of, node_of, state_of
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.silence import SweepNodes
@@ -92,6 +92,21 @@ def test_only_a_dead_node_can_be_forgotten() -> None:
     sweep(stage, DEAD + 1)
     stage.do(Forget("n1"))
     assert Key("node", "n1") not in stage.rows
+
+
+def test_a_drained_node_can_be_forgotten_once_it_holds_nothing() -> None:
+    stage = Stage()
+    stage.do(Beat("n1"))
+    stage.submit()
+    lease = stage.lease("n1")
+    stage.do(Drain("n1"))
+    with pytest.raises(Refused) as no:
+        stage.do(Forget("n1"))
+    assert no.value.code is Code.NODE_ALIVE
+    stage.do(Release(lease.id, lease.lease_id or ""))
+    stage.do(Forget("n1"))
+    assert Key("node", "n1") not in stage.rows
+    assert stage.counts.get("node:ONLINE", 0) == 0
 
 
 def test_what_a_heartbeat_leaves_out_stays_as_it_was() -> None:

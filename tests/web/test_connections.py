@@ -236,7 +236,7 @@ async def test_silent_sockets_of_an_address_cannot_keep_its_working_ones_out(
         silent += [await dial(site) for _ in range(10)]
         writer.write(f"GET /livez HTTP/1.1\r\n{HEAD}\r\n".encode())
         assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
-    assert len(site.app._listeners["data"].connections) == 6
+    assert len(site.app.listeners["data"].connections) == 6
     await site.submit()
     for _, writer in (*silent, *workers):
         writer.close()

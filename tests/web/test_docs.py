@@ -24,6 +24,7 @@ from sheratan_hub.config import FIELDS, SECRETS, Settings
 from sheratan_hub.explaining import NODES_MAX
 from sheratan_hub.metrics.fleet_json import fleet_json
 from sheratan_hub.metrics.table import FAMILIES
+from sheratan_hub.reload import is_reloaded
 from sheratan_hub.rules import consistency, evidence, explain, jobs, missions, pull, sweep, verdict
 from sheratan_hub.rules.access import GRANTS
 from sheratan_hub.rules.attestation import Attested
@@ -326,6 +327,10 @@ async def test_the_reference_lists_every_field_of_the_chain_and_every_query(make
     _, body = await site.control("GET", "/api/audit")
     told_once(column("The chain over HTTP"), body["chain"])
     assert set(column("Reading the audit log over HTTP")) == {"limit", "cursor", "last", *audit_read.Filter._fields}
+
+
+def test_the_reference_lists_every_setting_that_waits_for_a_restart_and_no_other():
+    told_once(column("Reload"), (key for key in FIELDS if not is_reloaded(key)))
 
 
 def test_the_reference_lists_every_secret_and_no_variable_that_does_not_exist():

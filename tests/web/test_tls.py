@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from sheratan_hub.app import _serve
+from sheratan_hub import serving
 from sheratan_hub.client import HubClient, HubUnreachable, client_tls
 from sheratan_hub.config import BadConfig, ControlSettings, DataSettings, HubSettings, Secrets, Settings, TlsSettings
+from sheratan_hub.notify import Notifier
 from sheratan_hub.web.tls import server_context
 from tests.conftest import TOKEN, MakeSite, Site, lacking
 
@@ -121,5 +122,6 @@ async def test_a_hub_with_bad_files_does_not_start(tmp_path: Path, files: Files,
         hub=HubSettings(data_dir=str(tmp_path)),
         tls=TlsSettings(cert=files.hub_pem, key=files.other_key),
     )
-    assert await _serve(settings, Secrets(token=TOKEN)) == 78
+    load = lambda: (settings, Secrets(token=TOKEN))  # noqa: E731
+    assert await serving.run(load, {}, Notifier({})) == 78
     assert "sheratan-hub cannot start: tls.cert and tls.key" in capsys.readouterr().err
