@@ -94,14 +94,15 @@ class Hub:
         return outcome
 
     async def execute_many(
-        self, commands: Sequence[Command], origin: Origin = HUB, *, urgent: bool = False
+        self, commands: Sequence[Command], origin: Origin = HUB, *, urgent: bool = False, order: Order = "any"
     ) -> list[Outcome]:
         """One outcome each, in order: an answer or the exception it ended with; all in one transaction.
 
+        Those that need more rows are decided after the others, unless `order` says otherwise.
         If the caller is cancelled before the batch begins, nothing happens; after that, it happens anyway.
         """
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self.committer.add(Item(commands, origin, future, urgent))
+        self.committer.add(Item(commands, origin, future, urgent, order))
         return await future
 
     def report(self, event: Event, origin: Origin) -> None:

@@ -86,6 +86,25 @@ async def test_a_client_that_hangs_up_takes_nobodys_turn(hub: Hub) -> None:
     assert await hub.counts() == {"job:pending": 2, "job:running": 2}
 
 
+async def test_a_known_key_waits_behind_nobody(hub: Hub) -> None:
+    await pull(hub)
+    keyed = Submit("keyed", "k", key="abc", payload_sha256="p")
+    room: Room = hub.room  # type: ignore[attr-defined]
+    await room.submit(keyed, HUB)
+    waiting = submit(hub, "waiting")
+    await settle()
+    assert not waiting.done()
+    again = asyncio.create_task(room.submit(Submit("again", "k", key="abc", payload_sha256="p"), HUB))
+    await settle()
+    assert again.result().job.id == "keyed"
+    new = asyncio.create_task(room.submit(Submit("new", "k", key="other", payload_sha256="p"), HUB))
+    await settle()
+    assert not new.done()
+    await pull(hub)
+    assert waiting.result().job.id == "waiting"  # type: ignore[attr-defined]
+    new.cancel()
+
+
 async def test_a_turn_that_nobody_is_left_to_use_goes_to_the_next(hub: Hub) -> None:
     gone, next_one = submit(hub, "gone"), submit(hub, "next")
     await settle()
