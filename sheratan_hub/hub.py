@@ -61,11 +61,14 @@ class Hub:
         self.committer.guests = self._guests
         self._judge = self.committer.judge
         self.reading, self.keeping = Reading(self), Keeping(self)
-        behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
+        pruning = Loop("prune", self.keeping.prune, clock, rests=True)
         self.loops = [
             Loop("sweep", self.sweep, clock, late=self.stood_still),
-            *(Loop(name, step, clock) for name, step in behind),
+            Loop("read", self.reading.flush, clock),
+            pruning,
         ]
+        self.keeping.nudge = pruning.nudge
+        self.observe(self.keeping.committed)
         self.waiting.open = lambda lane: not self.committer.standing.closed(lane, clock.now())
         self.lease_ends_at: int | None = None
         self.beats = Beats(self)
