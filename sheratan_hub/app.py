@@ -28,6 +28,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
+from sheratan_hub.ledger_files import Rotation
 from sheratan_hub.log import setup as setup_log
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Metrics
@@ -119,6 +120,15 @@ def _kept(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _ledger_file(settings: Settings, path: Path, store: Store) -> LedgerFile | None:
+    chosen = settings.ledger
+    return (
+        LedgerFile(path, store, Rotation(chosen.max_bytes, chosen.max_hours, chosen.keep_files))
+        if chosen.file
+        else None
+    )
+
+
 class App:
     """A hub with both planes in one process. `start`, then `stop`; `ports` tells where it listens."""
 
@@ -135,7 +145,7 @@ class App:
             required=settings.audit.required,
             dead_letters=settings.dlq.enabled,
         )
-        self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
+        self.ledger = _ledger_file(settings, logs / "ledger.jsonl", store)
         self.hub = Hub(
             store,
             clock,

@@ -131,6 +131,9 @@ class LedgerSettings(Section, frozen=True):
     """The ledger's file."""
 
     file: bool = True
+    max_bytes: int = 104_857_600
+    max_hours: int = 0
+    keep_files: int = 0
 
 
 class IdempotencySettings(Section, frozen=True):
@@ -369,6 +372,9 @@ RANGES = {
     "retry.backoff_cap_ms": (0, 1_000_000_000),
     "idempotency.ttl_seconds": (0, 1_000_000_000),
     "idempotency.max_cached_bytes": (0, 1_000_000_000),
+    "ledger.max_bytes": (0, 1_000_000_000_000),
+    "ledger.max_hours": (0, 1_000_000),
+    "ledger.keep_files": (0, 1_000_000_000),
     "audit.max_bytes": (0, 1_000_000_000_000),
     "audit.keep_files": (0, 1_000_000_000),
     "alerts.webhook_timeout_seconds": (1, 60),

@@ -34,6 +34,7 @@ FLOORS = {
         "keeping",
         "reading",
         "ledger",
+        "ledger_files",
         "standing",
         "keyring",
         "policy_files",
