@@ -113,6 +113,7 @@ def _kept(settings: Settings) -> dict[str, Any]:
     return {
         "completed_kept_ms": retention.completed_seconds * 1000,
         "cancelled_kept_ms": retention.cancelled_seconds * 1000,
+        "mission_kept_ms": retention.mission_seconds * 1000,
         "failed_kept_ms": failed_seconds * 1000,
         "ledger_kept_ms": retention.ledger_days * 86_400_000,
         "dead_letters": settings.dlq.enabled,

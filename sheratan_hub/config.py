@@ -117,6 +117,7 @@ class RetentionSettings(Section, frozen=True):
     completed_seconds: int = 86_400
     cancelled_seconds: int = 86_400
     failed_seconds: int = 604_800
+    mission_seconds: int = 604_800
     ledger_days: int = 30
 
 

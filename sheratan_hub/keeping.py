@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sheratan_hub.items import HUB, Committed
 from sheratan_hub.rules.command import Event
 from sheratan_hub.rules.jobs import PRUNE
+from sheratan_hub.rules.mission_prune import MISSIONS_MAX, MissionsPruned, PruneMissions
 from sheratan_hub.rules.prune import PRUNE_MAX, Prune, kept_ms
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Keeping:
         """Forget the finished jobs and the events whose time is over; when to come again."""
         now = self._hub.clock.now()
         if now >= self._jobs_at:
-            self._jobs_at = await self._prune_jobs()
+            self._jobs_at = min(await self._prune_jobs(), await self._prune_missions())
         if self._watch:
             self._watch, self._watched_at = False, now
             try:
@@ -69,7 +70,7 @@ class Keeping:
         """When the next is due. A job that ends later than now cannot be due before its whole time from now is over."""
         limits = self._hub.limits
         began = self._hub.clock.now()
-        next_at = began + min(REST_MAX_MS, *(kept_ms(status, limits) for status in PRUNE))
+        next_at = began + min(REST_MAX_MS, limits.mission_kept_ms, *(kept_ms(status, limits) for status in PRUNE))
         due = dict.fromkeys(PRUNE, FIRST)
         while due:
             outcomes = await self._hub.execute_many([Prune(*one) for one in due.items()], HUB, urgent=True)
@@ -83,6 +84,16 @@ class Keeping:
                     next_at = min(next_at, pruned.next_at)
             due = again
         return max(next_at, began + REST_MIN_MS)
+
+    async def _prune_missions(self) -> int:
+        """Forget those that are over; when the next is due."""
+        began = self._hub.clock.now()
+        while True:
+            done: MissionsPruned = (await self._hub.execute_many([PruneMissions()], HUB, urgent=True))[0]
+            if isinstance(done, BaseException):
+                raise done
+            if done.looked < MISSIONS_MAX:
+                return max(done.next_at or began + REST_MAX_MS, began + REST_MIN_MS)
 
     async def _watch_dead_letters(self) -> None:
         """Nothing is dropped for being too many; that there are is said once, until there are fewer again."""

@@ -14,15 +14,13 @@ import msgspec
 from sheratan_hub.rules.command import Decision, Event, Limits, Need, Scene, due_wants
 from sheratan_hub.rules.edges import Loose, ask_for_edges, loosen
 from sheratan_hub.rules.jobs import PRUNE, Job, job_event, job_key, job_of
+from sheratan_hub.rules.mission_prune import WHENEVER, without
 from sheratan_hub.rules.submit import named_job
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
 
 PRUNE_MAX = 100
 """Jobs that one transaction prunes at most, so that others wait for a millisecond or two."""
-
-WHENEVER = 2**62
-"""Later than any time."""
 
 NEEDED_MS = 60_000
 """A job that unfinished ones depend on is looked at again after so long."""
@@ -71,8 +69,11 @@ class Prune(msgspec.Struct, frozen=True, gc=False):
             else:
                 pruned.append(job)
                 gone += _rows_of(job, view)
+        left = without(view, pruned)
+        put += left.put
         answer = Pruned(len(rows), sum(len(row.doc) for row in rows), len(pruned), next_at)
-        return Decision(answer, put=tuple(put), gone=tuple(gone), events=tuple(self._events(pruned, view)))
+        events = tuple(self._events(pruned, view))
+        return Decision(answer, put=tuple(put), gone=tuple(gone), events=events, forgotten=left.forgotten)
 
     def _events(self, pruned: list[Job], view: View) -> Iterable[Event]:
         """One event for all of them, and one for each dead letter, since its loss may matter to somebody."""
