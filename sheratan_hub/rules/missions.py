@@ -18,8 +18,8 @@ from sheratan_hub.canonical import Raw, canonical
 from sheratan_hub.rules.command import Code, Decision, Event, Need, Refused, Scene
 from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.graph import Graph
-from sheratan_hub.rules.jobs import Status, job_event, job_key, job_of
-from sheratan_hub.rules.redrive import redriven
+from sheratan_hub.rules.jobs import Status, job_key, job_of
+from sheratan_hub.rules.redrive import redriven, redriven_event
 from sheratan_hub.rules.submit import Submitted, key_hint, key_id
 from sheratan_hub.rules.view import View, in_mission, pruned_of
 from sheratan_hub.storage import Key, Row, Wants
@@ -155,8 +155,8 @@ class RedriveMember(msgspec.Struct, frozen=True, gc=False):
         job = job_of(row) if row is not None else None
         if job is None or job.status not in ("failed", "cancelled"):
             return Decision(False)
-        again, new, put = resuming(view, redriven(job, view.now))
-        event = job_event(again, "redriven", view.now, "client")
+        again, new, put = resuming(view, redriven(job, view))
+        event = redriven_event(job, again, view.now, "client")
         return Decision(True, new=new, put=(again.row, *put), events=(event,))
 
 

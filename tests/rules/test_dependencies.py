@@ -58,7 +58,7 @@ class Redrive:
     def decide(self, view: View) -> Decision:
         row = view.row("job", self.job_id)
         assert row is not None
-        job, new, put = resuming(view, redriven(job_of(row), view.now), dependents=self.dependents)
+        job, new, put = resuming(view, redriven(job_of(row), view), dependents=self.dependents)
         return Decision(None, new=new, put=(job.row, *put))
 
 
