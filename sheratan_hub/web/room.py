@@ -17,7 +17,7 @@ from sheratan_hub.clock import Clock
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Committed, Origin
 from sheratan_hub.rules.command import Code, Refused
-from sheratan_hub.rules.submit import Submit, key_id
+from sheratan_hub.rules.submit import Submit, Submitted, key_id, queue_full
 from sheratan_hub.storage import Key
 
 LATEST_MS = 1000
@@ -49,14 +49,29 @@ class Room:
     async def submit(self, command: Submit, origin: Origin) -> Any:
         """The command's answer. Refused as `Hub.execute` does, with `queue_full` perhaps a little later."""
         if self._waiting and self._working() and not await self._known(command):  # behind those who wait already
-            await self._turn()
-            return await self._hub.execute(command, origin)
+            if not await self._turn():
+                raise queue_full(self._hub.limits.max_depth)  # as it would be told: it need not be decided for that
+            return await self._use(command, origin)
         try:
             return await self._hub.execute(command, origin)
         except Refused as no:
             if no.code is not Code.QUEUE_FULL or not self._worth_waiting() or not await self._turn():
                 raise
-        return await self._hub.execute(command, origin)
+        return await self._use(command, origin)
+
+    async def _use(self, command: Submit, origin: Origin) -> Any:
+        """Its turn has come. If it makes no job after all, the next may have the room."""
+        made = False
+        try:
+            done: Submitted = await self._hub.execute(command, origin)
+            made = not done.dedup
+            return done
+        except Refused as no:
+            made = no.code is Code.QUEUE_FULL  # there was none
+            raise
+        finally:
+            if not made:
+                self._grant(1)
 
     async def _known(self, command: Submit) -> bool:
         """Whether its key names a job, as far as a look tells: what is decided is decided by the rules."""
