@@ -135,6 +135,7 @@ class Hub:
         outcomes: list[Outcome] = []
         name = (command.node_id, command.pull_id) if command.pull_id is not None else None
         with self.waiting.pull(await self._offer(command), command.limit, command.node_id, name) as waiter:
+            waiter.follows = command.capabilities is None
             while True:
                 waiter.bars = await self._bars(command)
                 waiter.event.clear()

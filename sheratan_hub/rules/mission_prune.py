@@ -44,13 +44,14 @@ def without(view: View, pruned: Iterable[Job]) -> Left:
     put: list[Row] = []
     forgotten: list[str] = []
     for mission_id, jobs in going.items():
-        if left_of(view, mission_id) > len(jobs):
-            continue
+        over = left_of(view, mission_id) <= len(jobs)
         row = view.row(*mission_key(mission_id))
-        if row is None:
+        if row is not None:
+            mission = mission_of(row)
+            last_end = max(mission.last_end, *(job.finished_at for job in jobs))
+            put.append(mission.with_(last_end=last_end, over=over).row)
+        elif over:
             forgotten += facets_of(mission_id)
-        else:
-            put.append(mission_of(row).with_(over_at=max(job.finished_at for job in jobs)).row)
     return Left(tuple(put), tuple(forgotten))
 
 
@@ -88,7 +89,7 @@ class PruneMissions(msgspec.Struct, frozen=True, gc=False):
         for row, mission in zip(due, missions, strict=True):
             until = mission.over_at + limits.key_ttl_ms if mission.key is not None else 0
             if left_of(view, mission.id) > 0:
-                put.append(mission.with_(over_at=0).row)
+                put.append(mission.with_(over=False).row)
             elif until > view.now:
                 put.append(msgspec.structs.replace(row, due_at=until - limits.mission_kept_ms))
                 next_at = until if next_at is None else min(next_at, until)

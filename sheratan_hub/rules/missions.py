@@ -33,8 +33,8 @@ STATES = ("pending", "running", "held", "completed", "failed", "cancelled")
 class Mission(msgspec.Struct, frozen=True, omit_defaults=True):
     """A mission's document; `metadata` is the JSON text of an object.
 
-    `key` is the row id of its idempotency key; `over_at`, once all its jobs are gone, when the last of them had ended
-    (ms), of one without jobs when it was made; 0: jobs are there.
+    `key` is the row id of its idempotency key; `last_end` the last end (ms) among its jobs that are gone; `over`: none
+    is left.
     """
 
     id: str
@@ -42,14 +42,19 @@ class Mission(msgspec.Struct, frozen=True, omit_defaults=True):
     created_at: int
     metadata: Raw = Raw(b"{}")
     key: str | None = None
-    over_at: int = 0
+    last_end: int = 0
+    over: bool = False
 
     @property
     def row(self) -> Row:
         """The row it is kept as."""
-        return Row(
-            "mission", self.id, _encode(self), agenda="prune.mission" if self.over_at else None, due_at=self.over_at
-        )
+        agenda = "prune.mission" if self.over else None
+        return Row("mission", self.id, _encode(self), agenda=agenda, due_at=self.over_at if self.over else 0)
+
+    @property
+    def over_at(self) -> int:
+        """From when on its time is counted once no job is left: the end of the last, or its own making."""
+        return self.last_end or self.created_at
 
     def with_(self, **changes: Any) -> Mission:
         """This mission with fields changed."""
@@ -97,8 +102,7 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
         if held is not None and self.key is not None and _lasts(view, known := _decode_key(held.doc)):
             return self._again(view, known, self.key)
         made = self.graph.decide(view)
-        over_at = 0 if made.answer else self.mission.created_at
-        mission = self.mission.with_(key=None if self.key is None else key_id(self.key), over_at=over_at)
+        mission = self.mission.with_(key=None if self.key is None else key_id(self.key), over=not made.answer)
         new, put = (mission.row, *made.new), made.put
         if self.key is not None:
             ids = tuple(one.job.id for one in made.answer)
@@ -126,7 +130,7 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
 def _lasts(view: View, doc: MissionKey) -> bool:
     """Whether the key still names its mission: until the last job's end, and for the key's time after it (rule 8).
 
-    When all jobs are gone, the mission tells when the last had ended.
+    The mission tells of the jobs that are gone when the last had ended.
     """
     wanted = {mission_key(doc.mission_id), *(job_key(id) for id in doc.job_ids)}
     missing = {key for key in wanted if not view.has(key.kind, key.id)}
@@ -134,9 +138,9 @@ def _lasts(view: View, doc: MissionKey) -> bool:
         raise Need(Wants(look=missing))
     jobs = [job_of(row) for id in doc.job_ids if (row := view.look("job", id)) is not None]
     row = view.look("mission", doc.mission_id)
-    over_at = mission_of(row).over_at if row is not None and not jobs else 0
+    last_end = mission_of(row).last_end if row is not None else 0
     oldest = view.now - view.scene.limits.key_ttl_ms
-    lasts = any(not job.finished or job.finished_at > oldest for job in jobs) or over_at > oldest
+    lasts = any(not job.finished or job.finished_at > oldest for job in jobs) or last_end > oldest
     return lasts or (not doc.job_ids and row is not None)
 
 

@@ -186,9 +186,9 @@ class NodeModel:
 
 @dataclass(slots=True)
 class MissionModel:
-    """A mission that was submitted as such; `over_at`: when the last of its jobs ended that is gone, 0: not yet."""
+    """A mission that was submitted as such, and when."""
 
-    over_at: int = 0
+    made_at: int
 
 
 class Model:
@@ -322,7 +322,7 @@ class Model:
         trial = self.copy()
         made = tuple(trial.submit(submit, answer) for submit, answer in zip(one.graph.members, answers, strict=True))
         self.__dict__.update(trial.__dict__)
-        self.missions[one.mission.id] = MissionModel(over_at=0 if made else self.now)
+        self.missions[one.mission.id] = MissionModel(self.now)
         return "mission", one.mission.id, made
 
     def redrive_member(self, one: RedriveMember, outcome: Any) -> Any:
@@ -354,12 +354,9 @@ class Model:
             self.keys = {key: named for key, named in self.keys.items() if named[0] != job.id}
         for id, mission in list(self.missions.items()):
             if any(job.mission == id for job in self.jobs.values()):
-                mission.over_at = 0
                 continue
             ends = [job.finished_at for job in self.gone.values() if job.mission == id]
-            if not mission.over_at and ends:
-                mission.over_at = max(ends[-1:])
-            if mission.over_at + self.limits.mission_kept_ms <= self.now:
+            if max(ends, default=mission.made_at) + self.limits.mission_kept_ms <= self.now:
                 del self.missions[id]
 
     def _known(self, key: str | None) -> tuple[str, str] | None:
