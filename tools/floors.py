@@ -75,6 +75,7 @@ CLIENT = (
     "merging",
     "operating",
     "outbox",
+    "paging",
     "pulling",
     "runner",
     "running",

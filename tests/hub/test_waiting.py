@@ -325,3 +325,15 @@ async def test_a_heartbeat_that_brings_a_capability_lets_the_waiting_pull_of_its
     assert [job.id for job in waiting.result().jobs] == ["j"]
     assert not named.done()
     named.cancel()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_of_an_answer_that_broke_while_it_was_written_work_that_may_run_once_only_stays_leased(
+    make_hub: MakeHub, begun: bool
+) -> None:
+    hub = await make_hub()
+    await submit(hub, "once", at_most_once=True)
+    await submit(hub, "often")
+    hub.give_back(await pull(hub, "n1", limit=2), begun=begun)
+    await settle(50)
+    assert [(await hub.job(id)).status for id in ("once", "often")] == ["running" if begun else "pending", "pending"]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheratan_hub.rules import lanes as lanes_module
+from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
 from sheratan_hub.rules.pull import Pull
 from tests.rules.stage import Stage
@@ -319,3 +320,15 @@ def test_pulls_of_one_batch_that_find_many_short_lanes_do_not_ask_for_one_after_
     asked = stage.together([Pull("n", f"x{n}-", capabilities=frozenset()) for n in range(300)])
     assert asked <= 4
     assert len({job.lease_id for job in map(stage.job, stage.ids()) if job.status == "running"}) == 300
+
+
+def test_a_released_job_keeps_its_place_before_those_that_came_later() -> None:
+    stage = Stage()
+    first = stage.submit()
+    stage.now += 10
+    stage.submit()
+    lease = stage.lease()
+    assert lease.id == first
+    stage.now += 10
+    stage.do(Release(first, lease.lease_id or ""))
+    assert stage.lease().id == first
