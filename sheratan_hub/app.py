@@ -1,4 +1,7 @@
-"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it."""
+"""Wires everything together: settings, store, engine, observers, both planes; starts it, stops it.
+
+Longer than 300 lines because this is the one place where things are wired together.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from sheratan_hub.items import HUB
 from sheratan_hub.job_spans import JobSpans
 from sheratan_hub.keyring import Keyring
 from sheratan_hub.ledger import LedgerFile
+from sheratan_hub.ledger_files import Rotation
 from sheratan_hub.loops import Loop
 from sheratan_hub.metrics import Lag, Looks, Metrics, Telling, TimedStore
 from sheratan_hub.policy_files import load_policies
@@ -106,11 +110,21 @@ def _kept(settings: Settings) -> dict[str, Any]:
     return {
         "completed_kept_ms": retention.completed_seconds * 1000,
         "cancelled_kept_ms": retention.cancelled_seconds * 1000,
+        "mission_kept_ms": retention.mission_seconds * 1000,
         "failed_kept_ms": failed_seconds * 1000,
         "ledger_kept_ms": retention.ledger_days * 86_400_000,
         "dead_letters": settings.dlq.enabled,
         "dead_letters_max": settings.dlq.max_items,
     }
+
+
+def _ledger_file(settings: Settings, path: Path, store: Store) -> LedgerFile | None:
+    chosen = settings.ledger
+    return (
+        LedgerFile(path, store, Rotation(chosen.max_bytes, chosen.max_hours, chosen.keep_files))
+        if chosen.file
+        else None
+    )
 
 
 class App:
@@ -131,7 +145,7 @@ class App:
             required=settings.audit.required,
             dead_letters=settings.dlq.enabled,
         )
-        self.ledger = LedgerFile(logs / "ledger.jsonl", store) if settings.ledger.file else None
+        self.ledger = _ledger_file(settings, logs / "ledger.jsonl", store)
         timed, self._lag = TimedStore(store), Lag()
         self.hub = Hub(
             timed.store,

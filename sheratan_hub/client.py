@@ -38,6 +38,7 @@ from sheratan_hub.canonical import Raw, result_sha256, result_sig
 from sheratan_hub.clock import Clock, SystemClock
 from sheratan_hub.merging import ENTRY_AT_FAULT, Merger, Of, chunks, groups_of, outcomes_of, packs, request_of
 from sheratan_hub.operating import Operating, job_path, query_of
+from sheratan_hub.paging import pages
 from sheratan_hub.tracing import Tracing, traceparent_of
 from sheratan_hub.transport import HubRefused, HubUnreachable, Plane, Request, Transport, client_tls
 
@@ -398,13 +399,9 @@ class HubClient(Operating):
     ) -> AsyncIterator[Job]:
         """Every job that the filters leave, oldest first, fetched `page` at a time while they are read."""
         query = query_of(status=status, kind=kind, source=source, mission_id=mission_id, node_id=node_id, limit=page)
-        while True:
-            found = await self._hub.ask(Request("data", "GET", "/api/jobs", query=query), JobPage)
+        async for found in pages(self._hub, "data", "/api/jobs", JobPage, query):
             for job in found.jobs:
                 yield job
-            if found.next_cursor is None:
-                return
-            query = {**query, "cursor": found.next_cursor}
 
     async def heartbeat(
         self,
@@ -431,14 +428,8 @@ class HubClient(Operating):
 
     async def nodes(self) -> list[Node]:
         """Every node the hub knows."""
-        nodes: list[Node] = []
-        query: dict[str, str] = {}
-        while True:
-            page = await self._hub.ask(Request("control", "GET", "/api/hosts", query=query), NodePage)
-            nodes += page.nodes
-            if page.next_cursor is None:
-                return nodes
-            query = {"cursor": page.next_cursor}
+        found = pages(self._hub, "control", "/api/hosts", NodePage, {})
+        return [node async for page in found for node in page.nodes]
 
     async def node(self, node_id: str) -> dict[str, Any]:
         """One node, with the history of what it attested."""

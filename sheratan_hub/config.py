@@ -117,6 +117,7 @@ class RetentionSettings(Section, frozen=True):
     completed_seconds: int = 86_400
     cancelled_seconds: int = 86_400
     failed_seconds: int = 604_800
+    mission_seconds: int = 604_800
     ledger_days: int = 30
 
 
@@ -131,6 +132,9 @@ class LedgerSettings(Section, frozen=True):
     """The ledger's file."""
 
     file: bool = True
+    max_bytes: int = 104_857_600
+    max_hours: int = 0
+    keep_files: int = 0
 
 
 class IdempotencySettings(Section, frozen=True):
@@ -377,6 +381,9 @@ RANGES = {
     "retry.backoff_cap_ms": (0, 1_000_000_000),
     "idempotency.ttl_seconds": (0, 1_000_000_000),
     "idempotency.max_cached_bytes": (0, 1_000_000_000),
+    "ledger.max_bytes": (0, 1_000_000_000_000),
+    "ledger.max_hours": (0, 1_000_000),
+    "ledger.keep_files": (0, 1_000_000_000),
     "audit.max_bytes": (0, 1_000_000_000_000),
     "audit.keep_files": (0, 1_000_000_000),
     "alerts.webhook_timeout_seconds": (1, 60),

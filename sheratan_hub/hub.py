@@ -61,11 +61,14 @@ class Hub:
         self.committer.guests = self._guests
         self._judge = self.committer.judge
         self.reading, self.keeping = Reading(self), Keeping(self)
-        behind = (("read", self.reading.flush), ("prune", self.keeping.prune))
+        pruning = Loop("prune", self.keeping.prune, clock, rests=True)
         self.loops = [
             Loop("sweep", self.sweep, clock, late=self.stood_still),
-            *(Loop(name, step, clock) for name, step in behind),
+            Loop("read", self.reading.flush, clock),
+            pruning,
         ]
+        self.keeping.nudge = pruning.nudge
+        self.observe(self.keeping.committed)
         self.waiting.open = lambda lane: not self.committer.standing.closed(lane, clock.now())
         self.lease_ends_at: int | None = None
         self.beats = Beats(self)
@@ -100,14 +103,15 @@ class Hub:
         return outcome
 
     async def execute_many(
-        self, commands: Sequence[Command], origin: Origin = HUB, *, urgent: bool = False
+        self, commands: Sequence[Command], origin: Origin = HUB, *, urgent: bool = False, order: Order = "any"
     ) -> list[Outcome]:
         """One outcome each, in order: an answer or the exception it ended with; all in one transaction.
 
+        Those that need more rows are decided after the others, unless `order` says otherwise.
         If the caller is cancelled before the batch begins, nothing happens; after that, it happens anyway.
         """
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self.committer.add(Item(commands, origin, future, urgent))
+        self.committer.add(Item(commands, origin, future, urgent, order))
         return await future
 
     def report(self, event: Event, origin: Origin) -> None:
@@ -137,6 +141,7 @@ class Hub:
         outcomes: list[Outcome] = []
         name = (command.node_id, command.pull_id) if command.pull_id is not None else None
         with self.waiting.pull(await self._offer(command), command.limit, command.node_id, name) as waiter:
+            waiter.follows = command.capabilities is None
             while True:
                 waiter.bars = await self._bars(command)
                 waiter.event.clear()

@@ -17,15 +17,13 @@ import msgspec
 
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.items import Committed
+from sheratan_hub.ledger_files import NEVER, Rotation, last_line, last_of_full_ones, set_aside
 from sheratan_hub.storage import LedgerLine, Store
 
 log = logging.getLogger("sheratan.ledger")
 
 PIECE = 2000
 """Events that are read and written at once."""
-
-TAIL_BYTES = 4 << 20
-"""Where the last whole line is looked for: an event may name an artifact path of a megabyte."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -69,11 +67,11 @@ class LedgerFile:
 
     Raises `OSError` when it cannot be opened. Nothing in it is touched before the store is open and so this process
     is the only one to write it. A file whose last line the store does not know belongs to another ledger: it is set
-    aside as `ledger.jsonl.old`.
+    aside as `ledger.jsonl.old`. When it is full by `rotation` it is renamed and a new one begun.
     """
 
-    def __init__(self, path: Path, store: Store) -> None:
-        self.path, self._store = path, store
+    def __init__(self, path: Path, store: Store, rotation: Rotation = NEVER) -> None:
+        self.path, self._store, self._rotation = path, store, rotation
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = self._open()
         self.seq = 0
@@ -82,23 +80,17 @@ class LedgerFile:
     def _open(self) -> int:
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
+    def _reopen(self) -> None:
+        """The file that the path leads to now."""
+        before, self._file = self._file, self._open()
+        os.close(before)
+
     def _cut(self) -> tuple[int, bytes]:
-        """The last whole line with its number; what a crash left behind it is cut off."""
-        end = os.fstat(self._file).st_size
-        tail = os.pread(self._file, TAIL_BYTES, max(0, end - TAIL_BYTES))
-        cut = end - len(tail)
-        while tail:
-            start = tail.rfind(b"\n", 0, len(tail) - 1) + 1
-            line = tail[start:]
-            seq = _seq_of(line)
-            if seq:
-                cut += len(tail)
-                break
-            tail = tail[:start]
-        else:
-            seq, line = 0, b""
-        os.ftruncate(self._file, cut)
-        return seq, line
+        """The last whole line with its number, what a crash left behind it is cut off; if the file has none, that of
+        the newest one that was full."""
+        seq, line, end = last_line(self._file)
+        os.ftruncate(self._file, end)
+        return (seq, line) if seq else last_of_full_ones(self.path)
 
     def committed(self, committed: Committed) -> None:
         """The observer: there is something to follow."""
@@ -127,20 +119,20 @@ class LedgerFile:
         found = await self._store.events(self.seq - 1, 1) if self.seq else []
         known = not self.seq or (bool(found) and (found[0].seq > self.seq or _text(found) == last))
         if not known:
-            aside = self.path.with_name(f"{self.path.name}.old")
-            log.warning("%s is not the ledger of this store; it is kept as %s", self.path, aside)
-            os.replace(self.path, aside)
-            os.close(self._file)
-            self._file, self.seq = self._open(), 0
+            set_aside(self.path)
+            self._reopen()
+            self.seq = 0
         self._checked = True
 
     def _write(self, lines: list[LedgerLine]) -> None:
         """In a thread. A piece that does not get through whole is cut off again."""
         if not self._there():
-            os.close(self._file)
-            self._file = self._open()
-        before = os.fstat(self._file).st_size
+            self._reopen()
         text = _text(lines)
+        if self._rotation.due(self._file, text):
+            self._rotation.turn(self.path, self._file)
+            self._reopen()
+        before = os.fstat(self._file).st_size
         if os.write(self._file, text) != len(text):
             os.ftruncate(self._file, before)
             raise OSError(f"{self.path} cannot be written whole")
@@ -162,20 +154,6 @@ class LedgerFile:
 
 def _text(lines: list[LedgerLine]) -> bytes:
     return _encoder.encode_lines(entries(lines))
-
-
-def _seq_of(line: bytes) -> int:
-    """The number of a whole line, 0 if it is none."""
-    if not line.endswith(b"}\n"):
-        return 0
-    try:
-        return msgspec.json.decode(line, type=_Numbered).seq
-    except msgspec.DecodeError:
-        return 0
-
-
-class _Numbered(msgspec.Struct):
-    seq: int
 
 
 @lru_cache(64)

@@ -20,6 +20,8 @@ Step = Callable[[], Awaitable[int | None]]
 class Loop:
     """Runs `step` when it is due: at the time it asked for, when nudged, and at least every `at_least_ms`.
 
+    One that `rests` may ask for a later time than that; it is tried again after `at_least_ms` if it fails.
+
     When it wakes `LATE_MS` after its time or more, the process has stood still: then `late` is told how long before.
     """
 
@@ -30,11 +32,13 @@ class Loop:
         clock: Clock,
         at_least_ms: int = 1000,
         late: Callable[[int], None] = lambda _: None,
+        *,
+        rests: bool = False,
     ) -> None:
         self.name = name
         self.errors = 0
         self._said = ""
-        self._late = late
+        self._late, self._rests = late, rests
         self._step, self._clock, self._at_least_ms = step, clock, at_least_ms
         self._nudged = asyncio.Event()
         self._next_at = 0
@@ -49,7 +53,7 @@ class Loop:
         """Run until cancelled. Broad `except`, one of the four: a failed step is logged, counted and tried again."""
         while True:
             asked: int | None = None
-            self._next_at = self._clock.now() + self._at_least_ms
+            self._next_at = at_least = self._clock.now() + self._at_least_ms
             try:
                 asked = await self._step()
                 self._said = ""
@@ -62,7 +66,8 @@ class Loop:
                 self.errors += 1
                 log.exception("loop %s failed", self.name)
             if asked is not None:
-                self._next_at = min(self._next_at, asked)
+                unmoved = self._rests and self._next_at == at_least  # nobody has nudged it meanwhile
+                self._next_at = asked if unmoved else min(self._next_at, asked)
             since = self._clock.now()
             await self._sleep()
             over = self._clock.now() - max(self._next_at, since)

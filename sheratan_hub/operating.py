@@ -32,6 +32,7 @@ from sheratan_hub.answers_admin import (
     SubmittedMission,
 )
 from sheratan_hub.merging import outcome_of
+from sheratan_hub.paging import pages
 from sheratan_hub.tracing import Tracing
 from sheratan_hub.transport import Plane, Request, Transport
 
@@ -76,13 +77,9 @@ class Operating:
     async def missions(self, *, page: int | None = None) -> AsyncIterator[Mission]:
         """Every mission that was submitted as such, newest first."""
         query = query_of(limit=page)
-        while True:
-            found = await self._hub.ask(Request("data", "GET", "/api/missions", query=query), MissionPage)
+        async for found in pages(self._hub, "data", "/api/missions", MissionPage, query):
             for one in found.missions:
                 yield one
-            if found.next_cursor is None:
-                return
-            query = {**query, "cursor": found.next_cursor}
 
     async def cancel_mission(self, mission_id: str) -> CancelledMission:
         """Cancel every job of it that is not finished."""
@@ -113,13 +110,9 @@ class Operating:
         query = query_of(
             kind=kind, source=source, mission_id=mission_id, node_id=node_id, reason=reason, order=order, limit=page
         )
-        while True:
-            found = await self._hub.ask(Request("data", "GET", "/admin/dlq", query=query), JobPage)
+        async for found in pages(self._hub, "data", "/admin/dlq", JobPage, query):
             for job in found.jobs:
                 yield job
-            if found.next_cursor is None:
-                return
-            query = {**query, "cursor": found.next_cursor}
 
     async def redrive_many(
         self,
@@ -218,13 +211,9 @@ class Operating:
     ) -> AsyncIterator[LedgerEvent]:
         """Every transition after the event number `after`, in order, up to the last there is; of one job if asked."""
         query = query_of(after=after, job_id=job_id, limit=page)
-        while True:
-            found = await self._hub.ask(Request("data", "GET", "/api/ledger", query=query), LedgerPage)
+        async for found in pages(self._hub, "data", "/api/ledger", LedgerPage, query, "after"):
             for event in found.events:
                 yield event
-            if found.next_cursor is None:
-                return
-            query = {**query, "after": found.next_cursor}
 
     # what every verb is made of
 

@@ -715,17 +715,17 @@ async def _hostile(hub: Target) -> None:
 
 @check("metrics: Prometheus text and the fleet's JSON on the control plane")
 async def _metrics_control(hub: Target) -> None:
-    await _metrics(hub, "control", "nodes_online")
+    await _metrics(hub, "control", "sheratan_nodes{", "nodes_online")
 
 
 @check("metrics: Prometheus text and the fleet's JSON on the data plane")
 async def _metrics_data(hub: Target) -> None:
-    await _metrics(hub, "data", "queue_depth")
+    await _metrics(hub, "data", "sheratan_jobs{", "queue_depth")
 
 
-async def _metrics(hub: Target, plane: str, key: str) -> None:
+async def _metrics(hub: Target, plane: str, family: str, key: str) -> None:
     text = (await hub.ask(plane, "GET", "/metrics")).body
-    expect("sheratan_jobs" in text and hub.token not in text, "the text is not as it should be")
+    expect(family in text and hub.token not in text, "the text is not as it should be")
     expect(key in (await hub.ask(plane, "GET", "/metrics?format=json")).body, f"{key} is missing")
     headers = {"Authorization": f"Bearer {hub.token}", "Accept": "application/json"}
     expect(key in (await hub.ask(plane, "GET", "/metrics", headers=headers)).body, "Accept makes no difference")

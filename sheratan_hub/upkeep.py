@@ -77,7 +77,8 @@ async def _clamp_nodes(hub: Hub) -> None:
     now = hub.clock.now()
     while True:
         page = await hub.page("node", (), after, 1000)
-        wrong = tuple(node.id for node in map(node_of, page.rows) if node.last_seen > now)
+        nodes = map(node_of, page.rows)  # when a STALE one is due depends on when the hub was started
+        wrong = tuple(node.id for node in nodes if node.last_seen > now or node.state == "STALE")
         if wrong:
             hub.committer.add(Item([ClampNodes(wrong)], HUB, None))
         if page.next is None:

@@ -18,6 +18,7 @@ from sortedcontainers import SortedList
 
 from sheratan_hub.items import Item, Outcome
 from sheratan_hub.rules.lanes import Offer, Shape, read_lane, suits
+from sheratan_hub.rules.nodes import node_of
 from sheratan_hub.storage import Row
 
 
@@ -29,11 +30,12 @@ class Waiter:
     it sleeps; `served`, once that is decided in the batch that makes a job for it, will hold the outcome (cancelled:
     it must look itself). `replaced`: the same pull has come again, so that nobody reads this one's answer any more.
     `free` is what it bids, `ended` counts the ends of its node's leases, `place` is where it stands in line.
+    `follows`: it offers what its node's heartbeats say.
     """
 
     __slots__ = (
         *("ended", "event", "free", "freed", "full", "item", "limit", "node", "offer"),
-        *("place", "replaced", "saturated", "served", "woken", "bars"),
+        *("follows", "place", "replaced", "saturated", "served", "woken", "bars"),
     )
 
     def __init__(self, offer: Offer, limit: int, node: str, place: int) -> None:
@@ -42,6 +44,7 @@ class Waiter:
         self.node = node
         self.event = asyncio.Event()
         self.woken: list[str] = []
+        self.follows = False
         self.saturated = False
         self.full = False
         self.freed = False
@@ -233,12 +236,14 @@ class Waiting:
         nobody: set[Shape] = set()
         for row in new:
             self._claimable(row, nobody)
+            if row.kind == "node" and row.id in self._nodes:
+                self._heard(row)
         for row in put:
             self._claimable(row, nobody)
             if row.kind == "job" and row.labels[0] != "running":
                 self._ended(row)
             elif row.kind == "node" and row.id in self._nodes:
-                self._look_again(row.id)
+                self._heard(row)
 
     def _ended(self, row: Row) -> None:
         self._free_one()
@@ -252,6 +257,16 @@ class Waiting:
             for waiting in self._jobs.get(row.id, ()):
                 waiting.row = row
                 waiting.event.set()
+
+    def _heard(self, row: Row) -> None:
+        """A node's row was written: what limits it may have changed, or what it can do."""
+        self._look_again(row.id)
+        following = [waiter for waiter in self._nodes[row.id] if waiter.follows]
+        if following:
+            capabilities = frozenset(node_of(row).capabilities)
+            for waiter in following:
+                if waiter.offer.capabilities != capabilities:
+                    waiter.event.set()
 
     def _look_again(self, node: str) -> None:
         """A node's room, or what limits it, has changed."""

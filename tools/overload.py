@@ -81,12 +81,20 @@ class Crowd:
         self.poll = select.epoll()
         for fd in self.by_fd:
             self.poll.register(fd, select.EPOLLIN)
+        self.greet()
         (self.submit,) = requests.submit(self.wire)
         self.statuses: Counter[int] = Counter()
         self.latencies: list[float] = []
         self.done = self.sent = 0
         self.over = False
         self.until = 0.0
+
+    def greet(self) -> None:
+        """Ask something on each connection: the hub cuts those that never do."""
+        for one in self.by_fd.values():
+            one.send(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            while one.read() is None:
+                pass
 
     def begin(self) -> None:
         self.statuses, self.latencies, self.done, self.sent, self.over = Counter(), [], 0, 0, False

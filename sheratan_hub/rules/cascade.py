@@ -30,9 +30,9 @@ from sheratan_hub.rules.edges import (
     told,
     waiting_of,
 )
-from sheratan_hub.rules.jobs import Job, job_event, job_key, job_of
+from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.nodes import Swept
-from sheratan_hub.rules.redrive import redriven
+from sheratan_hub.rules.redrive import redriven, redriven_event
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Due, Key, Row, Wants
 
@@ -215,8 +215,9 @@ class Steps:
         if not (news.revive and cut and not after.parents_failed):
             self._keep(after, happened)
             return []
-        after, new, put = resuming(self.view, redriven(after, self.view.now), dependents=True)
-        self._events.append(job_event(after, "redriven", self.view.now, "hub"))
+        before = after
+        after, new, put = resuming(self.view, redriven(before, self.view), dependents=True)
+        self._events.append(redriven_event(before, after, self.view.now, "hub"))
         self._put += put
         self._jobs[after.id] = after
         self._new += new

@@ -145,6 +145,7 @@ class Limits(msgspec.Struct, frozen=True):
     completed_kept_ms: int = 86_400_000
     cancelled_kept_ms: int = 86_400_000
     failed_kept_ms: int = 604_800_000
+    mission_kept_ms: int = 604_800_000
     ledger_kept_ms: int = 2_592_000_000
     dead_letters: bool = True
     dead_letters_max: int = 10_000
@@ -197,7 +198,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `events` go to the ledger in the same transaction, `notes` only to the observers after it. `durable` is
     false only if losing the change in a power cut breaks no promise. An `answer` that is a `Refused` is a refusal that
     writes: the command ends with it as if it had been raised, and what the decision holds is committed.
-    `served` tells the directory of lanes whose turn it was.
+    `served` tells the directory of lanes whose turn it was. `forgotten` are counters, loaded before, that go to zero
+    with what they counted: the only ones that do not follow from rows.
     """
 
     answer: Any
@@ -208,6 +210,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     notes: tuple[Event, ...] = ()
     durable: bool = True
     served: Served | None = None
+    forgotten: tuple[str, ...] = ()
 
 
 class Served(msgspec.Struct, frozen=True, gc=False):

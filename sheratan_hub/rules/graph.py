@@ -158,7 +158,7 @@ def refuse_repeated(members: Sequence[Member]) -> None:
 def in_entry(no: Refused, place: int, which: str) -> Refused:
     """A member's refusal, telling its place in the batch."""
     text = f"entry {place} {which}: {no.text}"
-    return Refused(no.code, text, reason=no.reason, retry_after_ms=no.retry_after_ms, detail=no.detail)
+    return Refused(no.code, text, reason=no.reason, retry_after_ms=no.retry_after_ms, detail=no.detail, quota=no.quota)
 
 
 def _places(members: Sequence[Member]) -> dict[str, int]:

@@ -29,7 +29,10 @@ CHARGED_MAX = 16
 """So many lanes of a source go back in line with one turn: a bound on what a turn costs."""
 
 OFFERS_MAX = 256
-"""For so many different offers it is remembered which shapes suit them."""
+"""For so many different sets of capabilities it is remembered which groups suit them."""
+
+GROUPS_KEPT = 64
+"""So many groups may stay without a lane; beyond, one that has lost its last is forgotten."""
 
 
 class Lane(NamedTuple):
@@ -75,8 +78,63 @@ def level_at(level: int, since: int, now: int, age_ms: int) -> int:
 Shape = tuple[str, tuple[str, ...]]
 """What decides who can take a lane's jobs: their kind, and the capabilities they need."""
 
-Queue = SortedList[tuple[int, int, str]]
-"""Lanes of one shape and level that counts: (the source's tag, order of the first row, name)."""
+Entry = tuple[int, int, str]
+"""A lane in its queue: (the source's tag, order of the first row, name)."""
+
+Queue = SortedList[Entry]
+"""Lanes of one level that counts, in the order they are to be served."""
+
+Queues = tuple[Queue, ...]
+"""One for each level."""
+
+
+def _queues() -> Queues:
+    return tuple(SortedList() for _ in range(LEVELS))
+
+
+class Group:
+    """All lanes whose jobs need the same capabilities: by kind, and from the second kind on also all in one.
+
+    So a pull that takes any kind looks into one queue, however many kinds there are.
+    """
+
+    __slots__ = ("_all", "kinds")
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, Queues] = {}
+        self._all: Queues | None = None
+
+    def add(self, kind: str, level: int, entry: Entry) -> None:
+        """A lane of this kind stands on this level."""
+        queues = self.kinds.get(kind)
+        if queues is None:
+            if self.kinds and self._all is None:
+                self._all = _queues()
+                for every, own in zip(self._all, *self.kinds.values(), strict=True):
+                    every.update(own)
+            queues = self.kinds[kind] = _queues()
+        queues[level].add(entry)
+        if self._all is not None:
+            self._all[level].add(entry)
+
+    def remove(self, kind: str, level: int, entry: Entry) -> None:
+        """It no longer does."""
+        queues = self.kinds[kind]
+        queues[level].remove(entry)
+        if self._all is not None:
+            self._all[level].remove(entry)
+        if not any(queues):
+            del self.kinds[kind]
+            if not self.kinds:
+                self._all = None
+
+    def suiting(self, kinds: Collection[str]) -> Iterable[Queues]:
+        """The queues of these kinds; of none given, those of all."""
+        if not kinds:
+            return self.kinds.values() if self._all is None else (self._all,)
+        if len(kinds) > len(self.kinds):
+            return (queues for kind, queues in self.kinds.items() if kind in kinds)
+        return (queues for kind in kinds if (queues := self.kinds.get(kind)) is not None)
 
 
 class Place:
@@ -113,8 +171,8 @@ class Lanes:
         self._benched_shapes: dict[Shape, int] = {}
         self._taken_in: set[str] = set()
         self._doubtful: list[str] = []
-        self._shapes: dict[Shape, tuple[Queue, ...]] = {}
-        self._suiting: OrderedDict[Offer, dict[Shape, tuple[Queue, ...]]] = OrderedDict()
+        self._groups: dict[tuple[str, ...], Group] = {}
+        self._suiting: OrderedDict[frozenset[str], dict[tuple[str, ...], Group]] = OrderedDict()
         self._ages: tuple[SortedList[tuple[int, str]], ...] = tuple(SortedList() for _ in range(LEVELS))
         for name, head in (heads or {}).items():
             self.set(name, head)
@@ -194,26 +252,26 @@ class Lanes:
         return lane.head if lane is not None else 0
 
     def _enter(self, name: str, lane: Place) -> None:
-        kind, needs = shape = lane.lane.kind, lane.lane.needs
+        needs = lane.lane.needs
         lane.level = level_at(lane.lane.level, lane.head // PLACES, self._now, self._age_ms)
-        queues = self._shapes.get(shape)
-        if queues is None:
-            queues = self._shapes[shape] = tuple(SortedList() for _ in range(LEVELS))
-            for offer, shapes in self._suiting.items():
-                if suits(kind, needs, offer):
-                    shapes[shape] = queues
-        queues[lane.level].add((lane.tag, lane.head, name))
+        group = self._groups.get(needs)
+        if group is None:
+            group = self._groups[needs] = Group()
+            for capabilities, groups in self._suiting.items():
+                if capabilities.issuperset(needs):
+                    groups[needs] = group
+        group.add(lane.lane.kind, lane.level, (lane.tag, lane.head, name))
         self._ages[lane.lane.level].add((lane.head, name))
 
     def _leave(self, name: str, lane: Place) -> None:
-        shape = lane.lane.kind, lane.lane.needs
-        queues = self._shapes[shape]
-        queues[lane.level].remove((lane.tag, lane.head, name))
+        needs = lane.lane.needs
+        group = self._groups[needs]
+        group.remove(lane.lane.kind, lane.level, (lane.tag, lane.head, name))
         self._ages[lane.lane.level].remove((lane.head, name))
-        if not any(queues):
-            del self._shapes[shape]
-            for shapes in self._suiting.values():
-                shapes.pop(shape, None)
+        if not group.kinds and len(self._groups) > GROUPS_KEPT:
+            del self._groups[needs]
+            for groups in self._suiting.values():
+                groups.pop(needs, None)
 
     def joined_by(self, name: str, order: int) -> None:
         """A row of this order has come into the lane."""
@@ -240,9 +298,7 @@ class Lanes:
         if lane is None or lane.tag == tag or not suits(lane.lane.kind, lane.lane.needs, offer):
             return
         if lane.lane.source not in self._benched:
-            queue = self._shapes[lane.lane.kind, lane.lane.needs][lane.level]
-            queue.remove((lane.tag, lane.head, name))
-            queue.add((tag, lane.head, name))
+            self._move(name, lane, lane.level, tag)
         lane.tag = tag
 
     def bench(self, source: str) -> None:
@@ -343,34 +399,42 @@ class Lanes:
     def _first(self, offer: Offer, now: int) -> str | None:
         """The very first lane, where one shape only suits: the plain case, and the quick way."""
         self._rise(now)
-        shapes = self._shapes_for(offer)
-        if len(shapes) == 1:
-            for queues in shapes.values():
-                for queue in queues:
-                    if queue:
-                        return queue[0][2]
+        groups = self._groups_for(offer)
+        if len(groups) == 1:
+            for group in groups.values():
+                if len(group.kinds) == 1:
+                    for queues in group.suiting(offer.kinds):
+                        return next((queue[0][2] for queue in queues if queue), None)
         return None
 
     def _by_level(
         self, offer: Offer, used_up: Collection[str], now: int, closed: Callable[[str], object] | None
     ) -> Iterator[Iterator[str]]:
         self._rise(now)
-        shapes = self._shapes_for(offer)
-        suiting = [queues for (kind, _), queues in shapes.items() if closed is None or not closed(kind)]
+        suiting = list(self._queues_for(offer, closed))
         for level in range(LEVELS):
             queues = [queue for all_levels in suiting if (queue := all_levels[level])]
             if queues:
-                merged: Iterable[tuple[int, int, str]] = queues[0] if len(queues) == 1 else _merged(queues)
+                merged: Iterable[Entry] = queues[0] if len(queues) == 1 else _merged(queues)
                 yield (name for _, _, name in merged if name not in used_up)
 
-    def _shapes_for(self, offer: Offer) -> dict[Shape, tuple[Queue, ...]]:
-        shapes = self._suiting.get(offer)
-        if shapes is None:
-            shapes = {shape: queues for shape, queues in self._shapes.items() if suits(*shape, offer)}
-            self._suiting[offer] = shapes
+    def _queues_for(self, offer: Offer, closed: Callable[[str], object] | None) -> Iterator[Queues]:
+        """The queues that hold this offer's lanes and no others: as few as there are, unless kinds are closed."""
+        for group in self._groups_for(offer).values():
+            if closed is None:
+                yield from group.suiting(offer.kinds)
+            else:
+                kinds = [kind for kind in offer.kinds or group.kinds if not closed(kind)]
+                yield from group.suiting(kinds) if kinds else ()
+
+    def _groups_for(self, offer: Offer) -> dict[tuple[str, ...], Group]:
+        groups = self._suiting.get(offer.capabilities)
+        if groups is None:
+            groups = {needs: group for needs, group in self._groups.items() if offer.capabilities.issuperset(needs)}
+            self._suiting[offer.capabilities] = groups
             if len(self._suiting) > OFFERS_MAX:
                 self._suiting.popitem(last=False)
-        return shapes
+        return groups
 
     def _rise(self, now: int) -> None:
         """Lift the lanes whose heads have grown old enough since the last look."""
@@ -386,15 +450,19 @@ class Lanes:
                 until = (now - step * self._age_ms + 1) * PLACES
                 if ages and ages[0][0] < until:
                     since = (before - step * self._age_ms + 1) * PLACES
-                    for head, name in list(ages.irange((since, ""), (until, ""), (True, False))):
-                        self._lift(name, head, level - step)
+                    for _, name in list(ages.irange((since, ""), (until, ""), (True, False))):
+                        self._lift(name, level - step)
 
-    def _lift(self, name: str, head: int, level: int) -> None:
+    def _lift(self, name: str, level: int) -> None:
         lane = self._lanes[name]
-        queues = self._shapes[lane.lane.kind, lane.lane.needs]
-        queues[lane.level].remove((lane.tag, head, name))
-        queues[level].add((lane.tag, head, name))
+        self._move(name, lane, level, lane.tag)
         lane.level = level
+
+    def _move(self, name: str, lane: Place, level: int, tag: int) -> None:
+        """To this level, with this tag; the lane itself is told by who calls."""
+        group, kind = self._groups[lane.lane.needs], lane.lane.kind
+        group.add(kind, level, (tag, lane.head, name))
+        group.remove(kind, lane.level, (lane.tag, lane.head, name))
 
     def oldest(self, level: int) -> int | None:
         """Since when (ms) the first job of this submitted level waits; None: no lane of it may be chosen."""

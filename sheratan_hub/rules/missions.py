@@ -2,7 +2,8 @@
 
 A mission's row is written once and touched by none of its jobs: how many of these are in which state is counted in
 facets `m:MISSION:STATUS`, by the view, for every job that carries a `mission_id`. So an id that was only ever given to
-single jobs has counts as well. Pruned jobs stay counted.
+single jobs has counts as well. Pruned jobs stay counted, and are counted as such (`m:MISSION:pruned`), until the last
+of them is gone and the mission's own time is over: see `rules/mission_prune.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from sheratan_hub.canonical import Raw, canonical
 from sheratan_hub.rules.command import Code, Decision, Event, Need, Refused, Scene
 from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.graph import Graph
-from sheratan_hub.rules.jobs import Status, job_event, job_key, job_of
-from sheratan_hub.rules.redrive import redriven
+from sheratan_hub.rules.jobs import Status, job_key, job_of
+from sheratan_hub.rules.redrive import redriven, redriven_event
 from sheratan_hub.rules.submit import Submitted, key_hint, key_id
-from sheratan_hub.rules.view import View
+from sheratan_hub.rules.view import View, in_mission, pruned_of
 from sheratan_hub.storage import Key, Row, Wants
 
 STATUSES: tuple[str, ...] = get_args(Status)
@@ -30,17 +31,34 @@ STATES = ("pending", "running", "held", "completed", "failed", "cancelled")
 
 
 class Mission(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A mission's document; `metadata` is the JSON text of an object."""
+    """A mission's document; `metadata` is the JSON text of an object.
+
+    `key` is the row id of its idempotency key; `last_end` the last end (ms) among its jobs that are gone; `over`: none
+    is left.
+    """
 
     id: str
     title: str
     created_at: int
     metadata: Raw = Raw(b"{}")
+    key: str | None = None
+    last_end: int = 0
+    over: bool = False
 
     @property
     def row(self) -> Row:
         """The row it is kept as."""
-        return Row("mission", self.id, _encode(self))
+        agenda = "prune.mission" if self.over else None
+        return Row("mission", self.id, _encode(self), agenda=agenda, due_at=self.over_at if self.over else 0)
+
+    @property
+    def over_at(self) -> int:
+        """From when on its time is counted once no job is left: the end of the last, or its own making."""
+        return self.last_end or self.created_at
+
+    def with_(self, **changes: Any) -> Mission:
+        """This mission with fields changed."""
+        return msgspec.structs.replace(self, **changes)
 
 
 class MissionKey(msgspec.Struct, frozen=True, array_like=True):
@@ -84,7 +102,8 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
         if held is not None and self.key is not None and _lasts(view, known := _decode_key(held.doc)):
             return self._again(view, known, self.key)
         made = self.graph.decide(view)
-        new, put = (self.mission.row, *made.new), made.put
+        mission = self.mission.with_(key=None if self.key is None else key_id(self.key), over=not made.answer)
+        new, put = (mission.row, *made.new), made.put
         if self.key is not None:
             ids = tuple(one.job.id for one in made.answer)
             doc = MissionKey(self.mission.id, self.payload_sha256, ids)
@@ -109,13 +128,20 @@ class MakeMission(msgspec.Struct, frozen=True, gc=False):
 
 
 def _lasts(view: View, doc: MissionKey) -> bool:
-    """Whether the key still names its mission: until the last job's end, and for the key's time after it (rule 8)."""
-    missing = {job_key(id) for id in doc.job_ids if not view.has("job", id)}
+    """Whether the key still names its mission: until the last job's end, and for the key's time after it (rule 8).
+
+    The mission tells of the jobs that are gone when the last had ended.
+    """
+    wanted = {mission_key(doc.mission_id), *(job_key(id) for id in doc.job_ids)}
+    missing = {key for key in wanted if not view.has(key.kind, key.id)}
     if missing:
         raise Need(Wants(look=missing))
     jobs = [job_of(row) for id in doc.job_ids if (row := view.look("job", id)) is not None]
+    row = view.look("mission", doc.mission_id)
+    last_end = mission_of(row).last_end if row is not None else 0
     oldest = view.now - view.scene.limits.key_ttl_ms
-    return not doc.job_ids or any(not job.finished or job.finished_at > oldest for job in jobs)
+    lasts = any(not job.finished or job.finished_at > oldest for job in jobs) or last_end > oldest
+    return lasts or (not doc.job_ids and row is not None)
 
 
 class RedriveMember(msgspec.Struct, frozen=True, gc=False):
@@ -133,8 +159,8 @@ class RedriveMember(msgspec.Struct, frozen=True, gc=False):
         job = job_of(row) if row is not None else None
         if job is None or job.status not in ("failed", "cancelled"):
             return Decision(False)
-        again, new, put = resuming(view, redriven(job, view.now))
-        event = job_event(again, "redriven", view.now, "client")
+        again, new, put = resuming(view, redriven(job, view))
+        event = redriven_event(job, again, view.now, "client")
         return Decision(True, new=new, put=(again.row, *put), events=(event,))
 
 
@@ -145,6 +171,22 @@ class Progress(msgspec.Struct, frozen=True):
     jobs: int
     counts: dict[str, int]
     progress: float
+
+
+def facets_of(mission_id: str) -> tuple[str, ...]:
+    """Every facet of a mission."""
+    return *(in_mission(status, mission_id) for status in STATUSES), pruned_of(mission_id)
+
+
+def left_of(view: View, mission_id: str) -> int:
+    """How many of a mission's jobs are there."""
+    *states, pruned = facets_of(mission_id)
+    return sum(map(view.count, states)) - view.count(pruned)
+
+
+def names_mission(row: Row) -> str:
+    """The id of the mission that a key's row is bound to."""
+    return _decode_key(row.doc).mission_id
 
 
 def prefix_of(mission_id: str) -> str:

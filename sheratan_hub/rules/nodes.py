@@ -284,6 +284,29 @@ def _still_to_cancel(view: View, job_ids: tuple[str, ...], node_id: str) -> tupl
     return tuple(job.id for job in jobs if job.status == "running" and job.cancel_at and job.node_id == node_id)
 
 
+class Remind(msgspec.Struct, frozen=True, gc=False):
+    """These jobs were to stop before their node was first heard of: now it can be told (design rule 14)."""
+
+    node_id: str
+    job_ids: tuple[str, ...]
+
+    def wants(self, scene: Scene) -> Wants:
+        """The node, and the jobs as they are."""
+        return Wants(keys={Key("node", self.node_id)}, look={Key("job", id) for id in self.job_ids})
+
+    def decide(self, view: View) -> Decision:
+        """The answer are the jobs that its heartbeats are answered with from now on."""
+        row = view.row("node", self.node_id)
+        if row is None:
+            return Decision(())
+        node = node_of(row)
+        cancel = _still_to_cancel(view, tuple(dict.fromkeys((*node.cancel, *self.job_ids))), self.node_id)
+        if cancel == node.cancel:
+            return Decision(cancel)
+        told = msgspec.structs.replace(node, cancel=cancel)
+        return Decision(cancel, put=(told.row(row.due_at if row.agenda else None),))
+
+
 class Forget(msgspec.Struct, frozen=True, gc=False):
     """Forget a node that is DEAD, or one that an operator has drained and that holds nothing any more."""
 

@@ -14,6 +14,7 @@ import msgspec
 from sheratan_hub.rules.command import Decision, Event, Limits, Need, Scene, due_wants
 from sheratan_hub.rules.edges import Loose, ask_for_edges, loosen
 from sheratan_hub.rules.jobs import PRUNE, Job, job_event, job_key, job_of
+from sheratan_hub.rules.mission_prune import WHENEVER, without
 from sheratan_hub.rules.submit import named_job
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Key, Row, Wants
@@ -21,17 +22,20 @@ from sheratan_hub.storage import Key, Row, Wants
 PRUNE_MAX = 100
 """Jobs that one transaction prunes at most, so that others wait for a millisecond or two."""
 
-
 NEEDED_MS = 60_000
 """A job that unfinished ones depend on is looked at again after so long."""
 
 
 class Pruned(msgspec.Struct, frozen=True, gc=False):
-    """What a prune looked at: how many jobs, how many bytes of them, how many went."""
+    """What a prune looked at: how many jobs that were due, how many bytes of them, how many went.
+
+    `next_at` is when the next is due (ms); None: no more of them are there, or at least none was seen.
+    """
 
     looked: int
     size: int
     gone: int
+    next_at: int | None = None
 
 
 class Prune(msgspec.Struct, frozen=True, gc=False):
@@ -41,12 +45,15 @@ class Prune(msgspec.Struct, frozen=True, gc=False):
     limit: int = PRUNE_MAX
 
     def wants(self, scene: Scene) -> Wants:
-        """Those that have ended so long ago."""
-        return due_wants(PRUNE[self.status], scene.now - kept_ms(self.status, scene.limits), self.limit)
+        """The first that have ended, due by now or not: what is left tells when to come again."""
+        return due_wants(PRUNE[self.status], WHENEVER, self.limit)
 
     def decide(self, view: View) -> Decision:
         """What something still needs is looked at again when that may be over. The answer is `Pruned`."""
-        rows = view.due(PRUNE[self.status])
+        kept = kept_ms(self.status, view.scene.limits)
+        ended = view.due(PRUNE[self.status])
+        rows = [row for row in ended if row.due_at <= view.now - kept]
+        next_at = ended[len(rows)].due_at + kept if len(rows) < len(ended) else None
         jobs = [job_of(row) for row in rows]
         _ask(view, jobs)
         put: list[Row] = []
@@ -57,12 +64,16 @@ class Prune(msgspec.Struct, frozen=True, gc=False):
             again_at = prunable(job, view, loose)
             gone += loose.gone
             if again_at:
-                put.append(msgspec.structs.replace(row, due_at=again_at - kept_ms(self.status, view.scene.limits)))
+                put.append(msgspec.structs.replace(row, due_at=again_at - kept))
+                next_at = again_at if next_at is None else min(next_at, again_at)
             else:
                 pruned.append(job)
                 gone += _rows_of(job, view)
-        answer = Pruned(len(rows), sum(len(row.doc) for row in rows), len(pruned))
-        return Decision(answer, put=tuple(put), gone=tuple(gone), events=tuple(self._events(pruned, view)))
+        left = without(view, pruned)
+        put += left.put
+        answer = Pruned(len(rows), sum(len(row.doc) for row in rows), len(pruned), next_at)
+        events = tuple(self._events(pruned, view))
+        return Decision(answer, put=tuple(put), gone=tuple(gone), events=events, forgotten=left.forgotten)
 
     def _events(self, pruned: list[Job], view: View) -> Iterable[Event]:
         """One event for all of them, and one for each dead letter, since its loss may matter to somebody."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from sheratan_hub.canonical import NULL
-from sheratan_hub.rules.command import ORDERS, Code, Decision, Refused, Scene
+from sheratan_hub.rules.command import ORDERS, Code, Decision, Event, Refused, Scene
 from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.jobs import Job, found, job_event, job_key
 from sheratan_hub.rules.view import View
@@ -46,27 +46,26 @@ class Redrive(msgspec.Struct, frozen=True, gc=False):
             return Decision(Redriven(job.id, job.status, job.redrives, job.not_before, changed=False))
         if job.status == "completed":
             raise Refused(Code.NOT_FAILED, f"job {job.id} is completed; only what failed or was cancelled runs again")
-        again = redriven(job, view.now).with_(order=view.next_order())
+        again = redriven(job, view)
         if self.delay_ms > 0:
             again = delayed(again, view.now + self.delay_ms)
-        event = job_event(
-            again, "redriven", view.now, self.actor, reason=job.reason, was=job.status, redrives=again.redrives
-        )
+        event = redriven_event(job, again, view.now, self.actor)
         again, new, put = resuming(view, again, dependents=self.dependents)
         answer = Redriven(job.id, again.status, again.redrives, again.not_before)
         return Decision(answer, new=new, put=(again.row, *put), events=(event,))
 
 
-def redriven(job: Job, now: int) -> Job:
+def redriven(job: Job, view: View) -> Job:
     """The finished job pending again, at the end of its lane, both budgets new.
 
     Its id, its key and what is told of it stay; `attempt` goes on. No old lease may end the new life: those on record
     are answered as before, any other is `lease_superseded`. The time to expire begins anew, or it would expire at once.
     """
+    now = view.now
     lasts = job.expires_at - (job.redriven_at or job.created_at) if job.expires_at else 0
     return job.after(
         "redriven",
-        order=now * ORDERS,
+        order=view.next_order(),
         not_before=0,
         waiting=False,
         pending_since=now,
@@ -85,6 +84,11 @@ def redriven(job: Job, now: int) -> Job:
         uncounted=job.attempt,
         delay_ms=0,
     )
+
+
+def redriven_event(before: Job, again: Job, now: int, actor: str) -> Event:
+    """What the ledger tells of a redrive: also what and why the job was before."""
+    return job_event(again, "redriven", now, actor, reason=before.reason, was=before.status, redrives=again.redrives)
 
 
 def delayed(job: Job, at: int) -> Job:

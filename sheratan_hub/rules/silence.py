@@ -245,7 +245,7 @@ class Settle(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClampNodes(msgspec.Struct, frozen=True, gc=False):
-    """After a start: no node was heard of in the future, even if the wall clock went back."""
+    """After a start: no node was heard of in the future, even if the wall clock went back; all are looked at anew."""
 
     node_ids: tuple[str, ...]
 

@@ -179,12 +179,17 @@ def refuse_when_full(view: View) -> None:
     """Refused with `queue_full` when the jobs that nobody holds have reached the configured depth."""
     limit = view.scene.limits.max_depth
     if view.count("job:pending") + view.count("job:quarantined") >= limit:
-        raise Refused(
-            Code.QUEUE_FULL,
-            f"the queue holds {limit} waiting jobs, which is its limit; try again later",
-            reason="max_queue_depth",
-            retry_after_ms=1000,
-        )
+        raise queue_full(limit)
+
+
+def queue_full(limit: int) -> Refused:
+    """The refusal of a submit when so many jobs wait."""
+    return Refused(
+        Code.QUEUE_FULL,
+        f"the queue holds {limit} waiting jobs, which is its limit; try again later",
+        reason="max_queue_depth",
+        retry_after_ms=1000,
+    )
 
 
 def _known(view: View, held: Row | None) -> tuple[Job, KeyDoc] | None:

@@ -1,4 +1,7 @@
-"""The rows of one transaction as the decisions so far have left them: what every rule decides on."""
+"""The rows of one transaction as the decisions so far have left them: what every rule decides on.
+
+Longer than 300 lines because it is one class, through which everything that a rule reads and writes goes.
+"""
 
 from __future__ import annotations
 
@@ -172,6 +175,8 @@ class View:
             self._write(row.key, row)
         for key in decision.gone:
             self._write(key, None)
+        for facet in decision.forgotten:
+            self._deltas[facet] = self._deltas.get(facet, 0) - self.count(facet)
         self._events.extend(decision.events)
         if decision.served is not None:
             self.scene.lanes.serve(decision.served.offer, decision.served.lanes)
@@ -184,6 +189,9 @@ class View:
                 self.left.add(before.lane)
             for facet in facets(before) if row is not None else _of_gone(before):
                 self._deltas[facet] = self._deltas.get(facet, 0) - 1
+            if row is None and before.kind == "job" and before.labels[3] is not None:
+                gone = pruned_of(before.labels[3])
+                self._deltas[gone] = self._deltas.get(gone, 0) + 1
             if before.labels[2] in self.scene.lanes.benched and before.labels[0] == "running":
                 self.scene.lanes.unbench(before.labels[2] or "")  # a pull in this batch may have what it leaves free
         if row is not None:
@@ -249,8 +257,14 @@ def _of_lease(source: str | None, node: str | None) -> tuple[str, ...]:
 
 
 @lru_cache(4096)
-def _in_mission(status: str | None, mission: str) -> str:
+def in_mission(status: str | None, mission: str) -> str:
+    """The facet of a mission's jobs in this state."""
     return f"m:{mission}:{status}"
+
+
+def pruned_of(mission: str) -> str:
+    """The facet of a mission's jobs that are gone."""
+    return in_mission("pruned", mission)
 
 
 def leases_on(node_id: str) -> str:
@@ -283,7 +297,7 @@ def facets(row: Row | None) -> tuple[str, ...]:
         return ()
     if row.kind == "job":
         mission = row.labels[3]
-        return _of_job(row) if mission is None else (*_of_job(row), _in_mission(row.labels[0], mission))
+        return _of_job(row) if mission is None else (*_of_job(row), in_mission(row.labels[0], mission))
     if row.kind == "node":
         return of_node(*row.labels[:4])
     return (row.kind,) if row.kind in ("key", "read") else ()

@@ -43,7 +43,7 @@ MEANINGS: dict[Code, str] = {
     Code.NOT_LEASED: "nobody holds the job",
     Code.NOT_HOLDER: "another node holds the job",
     Code.ALREADY_FINISHED: "a job that completed or failed cannot be cancelled",
-    Code.NODE_ALIVE: "only a DEAD node can be forgotten",
+    Code.NODE_ALIVE: "only a node that is DEAD, or drained and without a lease, can be forgotten",
     Code.BODY_TOO_LARGE: (
         "the body, or an entry of a batch; a lease whose result is too large stays, so its worker can report that as a"
         " failure"
@@ -54,7 +54,7 @@ MEANINGS: dict[Code, str] = {
     Code.NO_ROTATION: "nothing to abandon, or the deadline has passed",
     Code.PRECONDITION_FAILED: "another policy version is active than `If-Match` says",
     Code.PRECONDITION_REQUIRED: "`If-Match` is missing",
-    Code.UNSUPPORTED_MEDIA_TYPE: "a Content-Encoding or a foreign charset",
+    Code.UNSUPPORTED_MEDIA_TYPE: "a Content-Encoding, a Transfer-Encoding beside chunked, or a foreign charset",
     Code.INVALID_FIELD: "a field is missing, unknown or out of its bounds; the detail names it",
     Code.TOO_DEEP: "nested deeper than `[limits] json_depth`",
     Code.BATCH_TOO_LARGE: "more entries than `[limits] batch_jobs`",

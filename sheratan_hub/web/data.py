@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from sheratan_hub.config import Settings
-from sheratan_hub.rules.command import Code, Refused, Together
+from sheratan_hub.rules.command import Code, Quota, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
 from sheratan_hub.rules.graph import Member, plan, refuse_repeated
 from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_of
@@ -108,7 +108,13 @@ async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:
     if fulls and len(fulls) == len(outcomes):
         raise fulls[0]
     answers = [batch_answer(call, command, one) for command, one in zip(parsed, outcomes, strict=True)]
-    return reply({"ok": True, "jobs": answers})
+    return reply({"ok": True, "jobs": answers}, headers=quota_headers(tightest(outcomes)))
+
+
+def tightest(outcomes: Iterable[Any]) -> Quota | None:
+    """What the limited source of a batch may still submit; of several that which has the least left."""
+    quotas = (getattr(one, "quota", None) for one in outcomes)
+    return min((one for one in quotas if one is not None), key=lambda one: (one.left, -one.next_in_ms), default=None)
 
 
 def batch_entry(call: Call, raw: bytes) -> Member:
@@ -124,7 +130,7 @@ def batch_entry(call: Call, raw: bytes) -> Member:
 
 async def _each(call: Call, parsed: list[Submit | Refused]) -> list[Any]:
     commands = [one for one in parsed if not isinstance(one, Refused)]
-    outcomes = iter(await call.hub.execute_many(commands, call.origin) if commands else ())
+    outcomes = iter(await call.hub.execute_many(commands, call.origin, order="in_turn") if commands else ())
     return [one if isinstance(one, Refused) else next(outcomes) for one in parsed]
 
 

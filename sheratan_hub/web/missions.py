@@ -25,7 +25,8 @@ from sheratan_hub.rules.missions import (
     progress,
 )
 from sheratan_hub.web.body import decode, refuse_long
-from sheratan_hub.web.data import batch_answer, batch_entry, header_key
+from sheratan_hub.web.data import batch_answer, batch_entry, header_key, tightest
+from sheratan_hub.web.errors import quota_headers
 from sheratan_hub.web.forms import MissionForm
 from sheratan_hub.web.graphs import checked_graph
 from sheratan_hub.web.plane import Call
@@ -69,7 +70,7 @@ async def submit(call: Call) -> web.StreamResponse:
     submits = (member.submit for member in members)
     jobs = [batch_answer(call, one, outcome) for one, outcome in zip(submits, made.jobs, strict=True)]
     answer = {"ok": True, "mission_id": made.mission_id, "dedup": made.dedup, "jobs": jobs}
-    return reply(answer, 200 if made.dedup else 201)
+    return reply(answer, 200 if made.dedup else 201, quota_headers(tightest(made.jobs)))
 
 
 def _member(call: Call, raw: bytes, place: int, mission_id: str) -> Member:

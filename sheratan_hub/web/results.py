@@ -52,7 +52,7 @@ async def results(call: Call) -> web.StreamResponse:
     parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
     commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]
     if call.form.pull is None:
-        outcomes = await call.hub.execute_many(commands, call.origin) if commands else []
+        outcomes = await call.hub.execute_many(commands, call.origin, order="in_turn") if commands else []
         return reply({"ok": True, "results": _told(call, parsed, outcomes)})
     outcomes, done = await pull_after(call, commands, call.form.pull, wait_ms(call.form.pull))
     return await deliver(call, done, results=_told(call, parsed, outcomes))

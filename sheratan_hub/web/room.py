@@ -4,6 +4,7 @@ A hub that tells a crowd of submits at once that the queue is full is asked agai
 refusals while its workers starve: under five times too much it kept a third of its throughput. So only a few refusals
 go out at once; the other submits wait, and are decided once more when jobs have been taken from the queue. Who gets no
 room in time is refused as ever. While nobody works there is nothing to wait for, and every refusal goes out at once.
+A submit whose idempotency key is known makes no job and needs no room, so it waits behind nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 from sheratan_hub.clock import Clock
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import Committed, Origin
-from sheratan_hub.rules.command import Code, Command, Refused
+from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.rules.submit import Submit, Submitted, key_id, queue_full
+from sheratan_hub.storage import Key
 
 LATEST_MS = 1000
 """No submit waits longer for room."""
@@ -43,17 +46,36 @@ class Room:
         self._waiting: dict[asyncio.Future[None], None] = {}
         hub.observe(self._committed)
 
-    async def submit(self, command: Command, origin: Origin) -> Any:
+    async def submit(self, command: Submit, origin: Origin) -> Any:
         """The command's answer. Refused as `Hub.execute` does, with `queue_full` perhaps a little later."""
-        if self._waiting and self._working():  # behind those who wait already
-            await self._turn()
-            return await self._hub.execute(command, origin)
+        if self._waiting and self._working() and not await self._known(command):  # behind those who wait already
+            if not await self._turn():
+                raise queue_full(self._hub.limits.max_depth)  # as it would be told: it need not be decided for that
+            return await self._use(command, origin)
         try:
             return await self._hub.execute(command, origin)
         except Refused as no:
             if no.code is not Code.QUEUE_FULL or not self._worth_waiting() or not await self._turn():
                 raise
-        return await self._hub.execute(command, origin)
+        return await self._use(command, origin)
+
+    async def _use(self, command: Submit, origin: Origin) -> Any:
+        """Its turn has come. If it makes no job after all, the next may have the room."""
+        made = False
+        try:
+            done: Submitted = await self._hub.execute(command, origin)
+            made = not done.dedup
+            return done
+        except Refused as no:
+            made = no.code is Code.QUEUE_FULL  # there was none
+            raise
+        finally:
+            if not made:
+                self._grant(1)
+
+    async def _known(self, command: Submit) -> bool:
+        """Whether its key names a job, as far as a look tells: what is decided is decided by the rules."""
+        return command.key is not None and bool(await self._hub.fetch([Key("key", key_id(command.key))]))
 
     def _worth_waiting(self) -> bool:
         """Whether workers make room, and enough have been told already that there is none."""

@@ -16,6 +16,7 @@ from sheratan_hub.items import Committed
 from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.prune import Prune
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit
@@ -89,6 +90,76 @@ async def test_the_loop_forgets_by_itself(make_hub: MakeHub, clock: VirtualClock
     await clock.advance(3_000)
     with pytest.raises(Refused):
         await hub.job(job.id)
+
+
+async def prunes(hub: Hub, clock: VirtualClock, ms: int) -> int:
+    """How many transactions the prune makes in this time."""
+    made = 0
+    execute_many = hub.execute_many
+
+    async def counting(commands: Any, *args: Any, **options: Any) -> Any:
+        nonlocal made
+        made += any(isinstance(command, Prune) for command in commands)
+        return await execute_many(commands, *args, **options)
+
+    hub.execute_many = counting  # type: ignore[method-assign]
+    await clock.advance(ms)
+    hub.execute_many = execute_many  # type: ignore[method-assign]
+    return made
+
+
+async def test_the_loop_rests_until_something_is_due(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(Limits(completed_kept_ms=3_600_000), loops=True)
+    await clock.advance(1000)
+    (job,) = await finish(hub)
+    assert await prunes(hub, clock, 3_599_999) <= 7
+    assert await hub.job(job.id)
+    assert await prunes(hub, clock, 1) == 1
+    with pytest.raises(Refused):
+        await hub.job(job.id)
+    await finish(hub)
+    await clock.advance(1_800_000)
+    await finish(hub, 20)
+    assert await prunes(hub, clock, 1_800_000) <= 5
+    assert await hub.counts() == {"job:completed": 20}
+
+
+async def test_a_job_that_is_kept_for_its_key_is_looked_at_when_that_is_over(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    hub = await make_hub(Limits(completed_kept_ms=1_200_000, key_ttl_ms=2_000_000), loops=True)
+    (job,) = await finish(hub, key="k", payload_sha256="p")
+    await clock.advance(job.finished_at + 1_999_999 - clock.now())
+    assert await hub.counts() == {"job:completed": 1, "key": 1}
+    await clock.advance(1)
+    assert await hub.counts() == {}
+
+
+async def test_a_loop_that_rests_tells_of_too_many_dead_letters_within_a_second(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    hub = await make_hub(Limits(dead_letters_max=1), loops=True)
+    await clock.advance(5000)
+    await finish(hub, 2, ok=False)
+    await clock.advance(1)
+    assert hub.keeping.over
+    (dead,) = await finish(hub, ok=False)
+    await hub.execute(Redrive(dead.id))
+    await hub.execute(Redrive((await hub.page("job", ("failed",))).rows[0].id))
+    await clock.advance(1000)
+    assert not hub.keeping.over
+
+
+async def test_a_prune_that_fails_is_tried_again_a_second_later(make_hub: MakeHub, clock: VirtualClock) -> None:
+    store = Moody(clock)
+    await store.open()
+    hub = await make_hub(KEPT, store, loops=True)
+    await clock.advance(1000)
+    await finish(hub)
+    await clock.advance(59_500)
+    store.errors += [StoreDown("the disk is on fire")] * 2
+    await clock.advance(2500)
+    assert await hub.counts() == {}
 
 
 async def test_an_end_does_not_call_for_a_sweep(make_hub: MakeHub) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from sheratan_hub import ledger
+from sheratan_hub import ledger, ledger_files
 from sheratan_hub.clock import VirtualClock
 from sheratan_hub.items import Committed
 from sheratan_hub.ledger import LedgerFile
+from sheratan_hub.ledger_files import NEVER, Rotation, full_ones
 from sheratan_hub.rules.command import Event
 from sheratan_hub.storage import Changes, Store, StoreDown, open_store
 
@@ -42,8 +43,8 @@ async def write(store: Store, n: int, **fields: Any) -> Committed:
     return Committed([], changes, 1)
 
 
-async def following(path: Path, store: Store) -> LedgerFile:
-    file = LedgerFile(path, store)
+async def following(path: Path, store: Store, rotation: Rotation = NEVER) -> LedgerFile:
+    file = LedgerFile(path, store, rotation)
     await file.follow()
     return file
 
@@ -189,3 +190,91 @@ async def test_a_file_that_another_process_writes_is_not_touched(store: Store, p
     path.write_bytes(half)
     LedgerFile(path, store).close()
     assert path.read_bytes() == half
+
+
+def names(path: Path) -> list[str]:
+    return sorted(one.name for one in path.parent.iterdir())
+
+
+def seqs(path: Path) -> list[int]:
+    """The numbers in all files, in the order of the files."""
+    return [line["seq"] for one in (*full_ones(path), path) if one.exists() for line in lines(one)]
+
+
+async def test_a_full_file_is_renamed_and_the_next_goes_on_from_it(store: Store, path: Path) -> None:
+    for _ in range(5):
+        await write(store, 2)
+        (await following(path, store, Rotation(max_bytes=700))).close()
+    assert names(path) == ["ledger.000000000001.jsonl", "ledger.000000000005.jsonl", "ledger.jsonl"]
+    assert seqs(path) == list(range(1, 11))
+    assert all(one.stat().st_size <= 700 for one in full_ones(path))
+
+
+async def test_a_file_is_renamed_when_the_next_event_comes_so_many_hours_after_its_first(
+    store: Store, path: Path
+) -> None:
+    file = await following(path, store, Rotation(max_hours=2))
+    for ms in (0, 7_199_000, 7_200_000, 7_300_000):
+        async with store.begin() as tx:
+            await tx.save(Changes(ledger=[msgspec.json.encode(Event(1_700_000_000_000 + ms, "job.leased", "a"))]))
+        file.committed(Committed([], Changes(ledger=[b"{}"]), 1))
+        await file.follow()
+    file.close()
+    assert [line["seq"] for line in lines(path)] == [3, 4]
+    assert seqs(path) == [1, 2, 3, 4]
+
+
+async def test_so_many_full_files_are_kept_and_the_oldest_go(store: Store, path: Path) -> None:
+    for _ in range(6):
+        await write(store, 1)
+        (await following(path, store, Rotation(max_bytes=1, keep_files=2))).close()
+    assert names(path) == ["ledger.000000000004.jsonl", "ledger.000000000005.jsonl", "ledger.jsonl"]
+
+
+async def test_killed_before_the_new_file_was_begun_it_goes_on_after_the_full_one(store: Store, path: Path) -> None:
+    await write(store, 3)
+    (await following(path, store)).close()
+    path.rename(path.with_name("ledger.000000000001.jsonl"))
+    await write(store, 2)
+    (await following(path, store)).close()
+    assert [line["seq"] for line in lines(path)] == [4, 5]
+    path.write_bytes(b'{"seq":4,"ts":"2')
+    (await following(path, store)).close()
+    assert seqs(path) == [1, 2, 3, 4, 5]
+
+
+async def test_all_files_of_another_ledger_are_set_aside_and_nothing_is_overwritten(store: Store, path: Path) -> None:
+    for turn in range(3):
+        other = open_store("memory://", VirtualClock())
+        await other.open()
+        await write(other, 1, job_id=f"other-{turn}")
+        await write(other, 1, job_id=f"other-{turn}")
+        for _ in range(2):
+            file = LedgerFile(path, other, Rotation(max_bytes=1))
+            await file.follow()
+            file.close()
+            await write(other, 1, job_id=f"other-{turn}")
+        await other.close()
+    await write(store, 1)
+    (await following(path, store)).close()
+    assert seqs(path) == [1]
+    aside = [one for one in path.parent.iterdir() if ".old" in one.name]
+    assert sorted(line["job_id"] for one in aside for line in lines(one)) == [f"other-{n // 3}" for n in range(9)]
+
+
+async def test_a_rename_that_fails_loses_nothing(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await following(path, store, Rotation(max_bytes=1))
+    for n in range(3):
+        file.committed(await write(store, 1))
+        with monkeypatch.context() as broken:
+            if n:
+                broken.setattr(ledger_files.os, "rename", _no)
+                with pytest.raises(OSError, match="read only"):
+                    await file.follow()
+        await file.follow()
+    file.close()
+    assert seqs(path) == [1, 2, 3]
+
+
+def _no(*_: Any) -> Any:
+    raise OSError("read only")

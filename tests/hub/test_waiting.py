@@ -303,3 +303,37 @@ async def test_a_wake_that_a_node_cannot_use_any_more_is_passed_on(make_hub: Mak
     await submit(hub, "j", needs=("gpu",))
     await settle()
     assert (first.done(), [job.id for job in second.result().jobs]) == (False, ["j"])
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_heartbeat_that_brings_a_capability_lets_the_waiting_pull_of_its_node_look_again(
+    make_hub: MakeHub, known: bool
+) -> None:
+    hub = await make_hub()
+    await submit(hub, "j", needs=("gpu",))
+    if known:
+        await hub.execute(Beat("n1", capabilities=("cpu",)))
+    waiting, named = pull(hub, "n1", capabilities=None), pull(hub, "n1")
+    await settle()
+    looks: list[int] = []
+    hub.observe(lambda committed: looks.append(committed.commands))
+    await hub.execute(Beat("n1"))
+    await settle(50)
+    assert (waiting.done(), looks) == (False, [1])
+    await hub.execute(Beat("n1", capabilities=("cpu", "gpu")))
+    await settle(50)
+    assert [job.id for job in waiting.result().jobs] == ["j"]
+    assert not named.done()
+    named.cancel()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_of_an_answer_that_broke_while_it_was_written_work_that_may_run_once_only_stays_leased(
+    make_hub: MakeHub, begun: bool
+) -> None:
+    hub = await make_hub()
+    await submit(hub, "once", at_most_once=True)
+    await submit(hub, "often")
+    hub.give_back(await pull(hub, "n1", limit=2), begun=begun)
+    await settle(50)
+    assert [(await hub.job(id)).status for id in ("once", "often")] == ["running" if begun else "pending", "pending"]

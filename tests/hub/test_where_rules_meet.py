@@ -12,6 +12,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.rules.command import Code, Limits, Rate, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.limits import Taken, pay
+from sheratan_hub.rules.missions import RedriveMember
 from sheratan_hub.rules.policies import POINTER, ActivatePolicy, CreatePolicy
 from sheratan_hub.rules.policy import Policy
 from sheratan_hub.rules.pull import Pull, Pulled
@@ -128,3 +129,16 @@ def test_a_clock_set_back_closes_a_limited_source_for_a_minute_at_most() -> None
     now = 10_000_000
     taken, quota = pay(Taken((now + 3_600_000) * 1000), Rate(10, 5), now)
     assert taken is not None or quota.next_in_ms <= 60_000
+
+
+async def test_whatever_is_redriven_stands_behind_what_was_submitted_in_the_same_moment(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute_many([Submit(id, "k", mission_id="m") for id in ("parent", "member")])
+    await hub.execute(Submit("child", "k", depends_on=("parent",)))
+    await hub.execute_many([Cancel("parent"), Cancel("member")])
+    await hub.sweep()
+    await hub.execute(Submit("before", "k"))
+    await hub.execute_many([RedriveMember("member"), Redrive("parent", dependents=True)])
+    await hub.sweep()
+    orders = [(await hub.job(id)).order for id in ("before", "member", "parent", "child")]
+    assert orders == sorted(set(orders))

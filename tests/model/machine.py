@@ -13,6 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from sheratan_hub.rules.command import Command, Limits, Rate, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
+from sheratan_hub.rules.graph import Member, plan
+from sheratan_hub.rules.limits import DropRate, SetRate
+from sheratan_hub.rules.missions import MakeMission, Mission, RedriveMember
 from sheratan_hub.rules.nodes import Beat, Forget
 from sheratan_hub.rules.pauses import PauseKind, ResumeKind
 from sheratan_hub.rules.pull import Pull
@@ -26,13 +29,15 @@ NODES = ("n1", "n2", "n3")
 LIMITS = (
     Limits(max_depth=50, max_inflight=50, lease_ms=10 * SECOND, key_ttl_ms=20 * SECOND, node_ttl_ms=7 * SECOND,
            node_dead_ms=15 * SECOND, restart_grace_ms=3 * SECOND, cancel_grace_ms=4 * SECOND, backoff_cap_ms=3000,
-           age_ms=4 * SECOND),
+           age_ms=4 * SECOND, completed_kept_ms=30 * SECOND, failed_kept_ms=40 * SECOND, cancelled_kept_ms=9 * SECOND,
+           mission_kept_ms=45 * SECOND),
     Limits(max_depth=4, max_inflight=2, lease_ms=5 * SECOND, item_ttl_ms=8 * SECOND, max_losses=2, loss_delay_ms=0,
            max_retries=1, key_ttl_ms=3 * SECOND, node_ttl_ms=30 * SECOND, node_dead_ms=60 * SECOND,
            restart_grace_ms=0, cancel_grace_ms=20 * SECOND, age_ms=0, max_leases_per_node=1),
     Limits(max_depth=9, max_inflight=4, lease_ms=4 * SECOND, max_losses=1, backoff_base_ms=200, backoff_cap_ms=500,
            key_ttl_ms=0, node_ttl_ms=2 * SECOND, node_dead_ms=3 * SECOND, restart_grace_ms=60 * SECOND,
-           age_ms=1500, max_deliveries=2, rates={"s": Rate(0, 1)}),
+           age_ms=1500, max_deliveries=2, rates={"s": Rate(0, 1)}, completed_kept_ms=2 * SECOND,
+           failed_kept_ms=SECOND, cancelled_kept_ms=3 * SECOND, mission_kept_ms=SECOND),
 )  # fmt: skip
 """Hubs of different temper: roomy, narrow with a time to live, and one that gives up soon and limits a source."""
 
@@ -49,6 +54,8 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"kind": "b", "timeout_ms": 3 * SECOND},
     {"kind": "a", "timeout_ms": 10 * SECOND},
     {"kind": "a", "timeout_ms": 5 * SECOND, "max_retries": 1},
+    {"kind": "a", "mission_id": "m"},
+    {"kind": "b", "mission_id": "m:pending", "source": "s"},
 )
 PULLS: tuple[dict[str, Any], ...] = (
     {"capabilities": frozenset()},
@@ -254,6 +261,32 @@ class Machine(RuleBasedStateMachine):
     def redrive(self, place: int, delay_ms: int) -> None:
         dead = [id for id, job in self.rig.model.jobs.items() if job.status in ("failed", "cancelled")]
         self.do(Redrive(dead[-1 - place % len(dead)] if dead and place % 4 else self.job_id(place), delay_ms))
+
+    @rule(source=st.sampled_from(("s", "s", "t")), minute=st.sampled_from((0, 6, 60)), most=st.sampled_from((0, 1, 2)))
+    def set_rate(self, source: str, minute: int, most: int) -> None:
+        self.do(SetRate(source, Rate(minute, most)))
+
+    @rule(source=st.sampled_from(("s", "t")))
+    def drop_rate(self, source: str) -> None:
+        self.do(DropRate(source))
+
+    @rule(some=st.lists(shapes, max_size=3))
+    def mission(self, some: list[dict[str, Any]]) -> None:
+        mission = Mission(self.new_id(), "t", self.rig.clock.now())
+        submits = [self.submit_of({**shape, "mission_id": mission.id}) for shape in some]
+        self.do(MakeMission(mission, plan([Member(None, one) for one in submits], atomic=True)))
+
+    @rule(redrives=st.booleans(), place=any_one)
+    def whole_mission(self, redrives: bool, place: int) -> None:
+        named = [job.mission for job in self.rig.model.jobs.values() if job.mission]
+        mission = named[-1 - place % len(named)] if named else None
+        ids = [id for id, job in self.rig.model.jobs.items() if mission and job.mission == mission]
+        if ids:
+            self.do(*(RedriveMember(id) if redrives else Cancel(id) for id in ids))
+
+    @rule()
+    def prune(self) -> None:
+        self.rig.run(self.rig.prune())
 
     # Everybody at once
 

@@ -14,8 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from sheratan_hub.rules.command import Command, Limits, Refused, Together
+from sheratan_hub.rules.command import Command, Limits, Rate, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
+from sheratan_hub.rules.limits import DropRate, SetRate
+from sheratan_hub.rules.missions import MakeMission, RedriveMember
 from sheratan_hub.rules.nodes import Beat, Forget
 from sheratan_hub.rules.pauses import PauseKind, ResumeKind
 from sheratan_hub.rules.pull import Pull, Pulled
@@ -120,6 +122,8 @@ class JobModel:
     ended: OrderedDict[str, Ended] = field(default_factory=OrderedDict)
     outcomes: dict[str, str] = field(default_factory=dict)
     late: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    mission: str | None = None
+    keyed: bool = False
     happened: list[str] = field(default_factory=list)
 
     @property
@@ -180,6 +184,13 @@ class NodeModel:
     told: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class MissionModel:
+    """A mission that was submitted as such, and when."""
+
+    made_at: int
+
+
 class Model:
     """All that the hub should know. `now` and `started_at` are set from outside; time moves nothing but by `sweep`."""
 
@@ -202,6 +213,12 @@ class Model:
         self.dealt = False
         """Whether pulls had waited: jobs are dealt to these one by one, and each may get fewer than there are."""
         self.pauses: list[Pause] = []
+        self.rates: dict[str, Rate] = {}
+        self.paid: dict[str, float] = {}
+        """10: when all that a source has used of its minute will be given back (ms)."""
+        self.missions: dict[str, MissionModel] = {}
+        self.gone: dict[str, JobModel] = {}
+        """15: the jobs that are forgotten."""
         self._levels: dict[tuple[Any, ...], int] = {}
         self._submits = 0
         self._delays_clamped = True
@@ -214,6 +231,8 @@ class Model:
         twin.keys = dict(self.keys)
         twin.pulls = {node: OrderedDict(pulls) for node, pulls in self.pulls.items()}
         twin.tied, twin.alone, twin._levels = self.tied, self.alone, self._levels
+        twin.rates, twin.paid, twin.gone = dict(self.rates), dict(self.paid), dict(self.gone)
+        twin.missions = {id: replace(one) for id, one in self.missions.items()}
         twin.pauses, twin._delays_clamped = list(self.pauses), self._delays_clamped
         twin.leases, twin.touched = set(self.leases), set(self.touched)
         twin.fresh = None if self.fresh is None else set(self.fresh)
@@ -246,7 +265,15 @@ class Model:
         running = [job for job in self.jobs.values() if job.status == "running"]
         facets += [f"leases:{job.node}" for job in running]
         facets += [f"running:{job.source}" for job in running if job.source]
+        facets += [f"m:{job.mission}:{job.status}" for job in self.jobs.values() if job.mission]
+        for job in self.gone.values():  # 15: as long as the mission is known
+            if job.mission and not self.mission_is_gone(job.mission):
+                facets += [f"m:{job.mission}:{job.status}", f"m:{job.mission}:pruned"]
         return {facet: facets.count(facet) for facet in set(facets)}
+
+    def mission_is_gone(self, mission: str) -> bool:
+        """Nobody has submitted it, or it was pruned, and none of its jobs is left."""
+        return mission not in self.missions and all(job.mission != mission for job in self.jobs.values())
 
     # 8, 9: submitting
 
@@ -259,16 +286,84 @@ class Model:
             return "submitted", job_id, True, self.jobs[job_id].status
         if self.count("pending") >= self.limits.max_depth:
             raise No("queue_full")
+        self._admit(one.source)
         self._make(one)
         if one.key is not None:
             self.keys[one.key] = (one.job_id, one.payload_sha256)
         return "submitted", one.job_id, False, "pending"
 
+    def _admit(self, source: str) -> None:
+        """10: a bucket of so many submits that fills evenly within a minute."""
+        rate = self.rate(source)
+        if rate is None or not rate.per_minute:
+            return
+        each = 60_000 / rate.per_minute
+        full_at = min(max(self.paid.get(source, 0), self.now), self.now + 60_000) + each
+        if full_at > self.now + 60_000 + 0.001:
+            raise No("rate_limited")
+        self.paid[source] = full_at
+
+    def rate(self, source: str) -> Rate | None:
+        """10: what was set at run time wins."""
+        return (self.rates.get(source) or self.limits.rates.get(source)) if source else None
+
+    def set_rate(self, one: SetRate, outcome: Any) -> Any:
+        self.rates[one.source] = one.rate
+        return "limited", one.source, one.rate
+
+    def drop_rate(self, one: DropRate, outcome: Any) -> Any:
+        if self.rates.pop(one.source, None) is None:
+            raise No("rate_limit_not_found")
+        return "limited", one.source, self.limits.rates.get(one.source)
+
+    def make_mission(self, one: MakeMission, outcome: Any) -> Any:
+        """All of it or nothing; these have no key of their own."""
+        answers = [None] * len(one.graph.members) if isinstance(outcome, BaseException) else outcome.jobs
+        trial = self.copy()
+        made = tuple(trial.submit(submit, answer) for submit, answer in zip(one.graph.members, answers, strict=True))
+        self.__dict__.update(trial.__dict__)
+        self.missions[one.mission.id] = MissionModel(self.now)
+        return "mission", one.mission.id, made
+
+    def redrive_member(self, one: RedriveMember, outcome: Any) -> Any:
+        job = self.jobs.get(one.job_id)
+        if job is None or job.status not in ("failed", "cancelled"):
+            return False
+        return self.redrive(Redrive(one.job_id), outcome)[-1]
+
+    # 15: retention
+
+    def kept_ms(self, job: JobModel) -> int:
+        limits = self.limits
+        kept = {
+            "completed": limits.completed_kept_ms,
+            "failed": limits.failed_kept_ms,
+            "cancelled": limits.cancelled_kept_ms,
+        }[job.status]
+        return max(kept, limits.key_ttl_ms) if job.keyed else kept
+
+    def prune(self) -> None:
+        """What is finished goes by age from its end, its key with it; a mission after its last job."""
+        for job in list(self.jobs.values()):
+            if not job.finished or self.now < job.finished_at + self.kept_ms(job):
+                continue
+            if job.status == "failed":
+                self._happens(job, "pruned")
+            self.gone[job.id] = self.jobs.pop(job.id)
+            self.touched.add(job.id)
+            self.keys = {key: named for key, named in self.keys.items() if named[0] != job.id}
+        for id, mission in list(self.missions.items()):
+            if any(job.mission == id for job in self.jobs.values()):
+                continue
+            ends = [job.finished_at for job in self.gone.values() if job.mission == id]
+            if max(ends, default=mission.made_at) + self.limits.mission_kept_ms <= self.now:
+                del self.missions[id]
+
     def _known(self, key: str | None) -> tuple[str, str] | None:
         """8: a key is held while its job lives, then for its time after the job's end."""
         if key is None or key not in self.keys:
             return None
-        job = self.jobs[self.keys[key][0]]
+        job = self.jobs[self.keys[key][0]]  # it is kept for as long
         held = not job.finished or self.now < job.finished_at + self.limits.key_ttl_ms
         return self.keys[key] if held else None
 
@@ -296,6 +391,7 @@ class Model:
             delay=one.delay_ms if waits and start == self.now + one.delay_ms else 0,
         )
         self.jobs[one.job_id].began_at = self.now
+        self.jobs[one.job_id].mission, self.jobs[one.job_id].keyed = one.mission_id, one.key is not None
         self._happens(self.jobs[one.job_id], "submitted")
 
     def together(self, all_or_none: Together, outcome: Any) -> Any:
@@ -362,7 +458,7 @@ class Model:
 
     def source_room(self, source: str) -> int:
         """10: how many more of its jobs may run."""
-        rate = self.limits.rates.get(source)
+        rate = self.rate(source)
         if rate is None or not rate.concurrent:
             return 10**9
         return rate.concurrent - sum(job.status == "running" and job.source == source for job in self.jobs.values())
@@ -388,7 +484,9 @@ class Model:
         throttled = [job for job in there if self.source_room(job.source) <= 0]
         paused = [job for job in there if self.paused(job.kind)]
         may: set[str] = set()
-        if throttled or any(self.source_room(source) <= 0 or not self.alone for source in self.limits.rates):
+        if throttled or any(
+            self.source_room(source) <= 0 or not self.alone for source in (*self.rates, *self.limits.rates)
+        ):
             may.add("throttled")  # the hub may not know yet that nothing is left of what it leaves out
         if paused:
             may.add("paused")
@@ -400,7 +498,7 @@ class Model:
 
     def _again(self, leases: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
         """3: the same pull_id gives the same leases while they live."""
-        live = [(id, lease) for id, lease in leases if self.holds(self.jobs[id], lease)]
+        live = [(id, lease) for id, lease in leases if id in self.jobs and self.holds(self.jobs[id], lease)]
         for job_id, _ in live:
             self.jobs[job_id].sending += 1
             self.touched.add(job_id)
@@ -707,7 +805,7 @@ class Model:
             node.max_concurrent = one.max_concurrent
         if one.capabilities is not None:
             node.capabilities = one.capabilities
-        stop = [self.jobs[id] for id in node.told]
+        stop = [self.jobs[id] for id in node.told if id in self.jobs]
         node.told = tuple(job.id for job in stop if job.status == "running" and job.cancel_at and job.node == node.id)
         return "beaten", "ONLINE", node.told  # 14
 
@@ -819,7 +917,7 @@ class Model:
             elif job.status == "pending":
                 found |= {job.expires, *([job.not_before] if isinstance(job.not_before, int) else job.not_before)}
             else:
-                found.add(job.finished_at + self.limits.key_ttl_ms)
+                found |= {job.finished_at + self.limits.key_ttl_ms, job.finished_at + self.kept_ms(job)}
         found |= {pause.until for pause in self.pauses}
         for node in self.nodes.values():
             found |= {node.last_seen + self.limits.node_ttl_ms, node.last_seen + self.limits.node_dead_ms}
@@ -839,6 +937,10 @@ DO: dict[type, Any] = {
     PauseKind: Model.pause,
     ResumeKind: Model.resume,
     Redrive: Model.redrive,
+    RedriveMember: Model.redrive_member,
+    SetRate: Model.set_rate,
+    DropRate: Model.drop_rate,
+    MakeMission: Model.make_mission,
 }
 """What the model does with each command; a new command has its line here."""
 
@@ -860,5 +962,7 @@ TELL: dict[str, Any] = {
     "Cancelled": lambda it: ("cancelled", it.job_id, it.status, it.cancel_requested),
     "Pauses": lambda it: ("paused", tuple((pause.kind, pause.until) for pause in it.pauses)),
     "Redriven": lambda it: ("redriven", it.job_id, it.status, it.redrives, it.changed),
+    "Limited": lambda it: ("limited", it.source, it.rate),
+    "Made": lambda it: ("mission", it.mission_id, told(it.jobs)),
     "Beaten": lambda it: ("beaten", it.node.state, it.cancel),
 }

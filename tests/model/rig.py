@@ -148,11 +148,10 @@ class Rig:
     # Doing
 
     async def do(self, *commands: Command) -> list[Any]:
-        """One request with these commands, decided in one transaction: in order, but those last whose key was used."""
-        outcomes = await self.hub.execute_many(commands)
+        """One request with these commands, decided in one transaction, in order."""
+        outcomes = await self.hub.execute_many(commands, order="in_turn")
         self._told(outcomes)
-        used = any(getattr(command, "key", None) in self.model.keys for command in commands)
-        await self._explain(list(zip(commands, outcomes, strict=True)), any_order=len(commands) > 1 and used)
+        await self._explain(list(zip(commands, outcomes, strict=True)))
         return outcomes
 
     async def race(self, *commands: Command, apart: int = 0) -> list[Any]:
@@ -217,6 +216,14 @@ class Rig:
         await self.hub.sweep()
         self.model.now = self.clock.now()
         self.model.sweep()
+        await self._explain([])
+
+    async def prune(self) -> None:
+        """The hub forgets whatever is old enough, whenever it had planned to look for it."""
+        self.hub.keeping._jobs_at = 0
+        await self.hub.keeping.prune()
+        self.model.now = self.clock.now()
+        self.model.prune()
         await self._explain([])
 
     async def advance(self, ms: int) -> None:
@@ -340,6 +347,8 @@ class Rig:
     async def _same(self, ids: Iterable[str]) -> None:
         rows = {row.id: row for row in await self.store.fetch([job_key(id) for id in ids])}
         for id in ids:
+            if id in self.model.gone and id not in rows:
+                continue
             if id not in rows or id not in self.model.jobs:
                 raise Divergence(f"{id}: stored {rows.get(id)}, expected {self.model.jobs.get(id)}")
             row = rows[id]
@@ -350,12 +359,15 @@ class Rig:
     async def _whole(self) -> None:
         """Every job, every acknowledged submit exactly once, every event in its place, nothing lost by the lists."""
         await self._same(self.model.jobs)
-        if not self.acknowledged <= set(self.model.jobs):
+        if not self.acknowledged <= {*self.model.jobs, *self.model.gone}:
             raise Divergence("a submit was acknowledged and has no job")
         await self._evidence()
         page = await self.store.page("job", limit=10_000, examine=10_000)
         if {row.id for row in page.rows} != set(self.model.jobs):
             raise Divergence("there are other jobs than were submitted")
+        missions = await self.store.page("mission", limit=10_000, examine=10_000)
+        if {row.id for row in missions.rows} != set(self.model.missions):
+            raise Divergence(f"missions {[row.id for row in missions.rows]}, expected {list(self.model.missions)}")
         self._replay([msgspec.json.decode(line.line) for line in await self.store.events(0, 100_000)])
 
     async def _evidence(self) -> None:
@@ -369,7 +381,8 @@ class Rig:
     def _replay(self, events: list[dict[str, Any]]) -> None:
         """16: the ledger tells each job's whole life, and ends with its present status."""
         status: dict[str, str] = {}
-        told_of: dict[str, list[str]] = {id: [] for id in self.model.jobs}
+        lives = {**self.model.gone, **self.model.jobs}
+        told_of: dict[str, list[str]] = {id: [] for id in lives}
         for event in events:
             id, happened = event.get("job_id"), event["event"].removeprefix("job.")
             if id is None or not event["event"].startswith("job."):
@@ -379,12 +392,12 @@ class Rig:
                 status[id] = "pending"
             elif (status[id], happened) in TRANSITIONS:
                 status[id] = TRANSITIONS[status[id], happened]
-        for id, job in self.model.jobs.items():
+        for id, job in lives.items():
             if told_of[id] != job.happened or status[id] != job.status:
                 raise Divergence(f"the ledger tells {told_of[id]} of {job}")
 
 
-COUNTED = ("job:", "node:", "key", "leases:", "running:")
+COUNTED = ("job:", "node:", "key", "leases:", "running:", "m:")
 """How the facets begin that the model counts, too."""
 
 STATES = ("node_stale", "node_dead", "node_busy", "pull_spent")

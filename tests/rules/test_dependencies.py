@@ -58,7 +58,7 @@ class Redrive:
     def decide(self, view: View) -> Decision:
         row = view.row("job", self.job_id)
         assert row is not None
-        job, new, put = resuming(view, redriven(job_of(row), view.now), dependents=self.dependents)
+        job, new, put = resuming(view, redriven(job_of(row), view), dependents=self.dependents)
         return Decision(None, new=new, put=(job.row, *put))
 
 
@@ -666,4 +666,4 @@ def test_counts_of_a_mission_survive_the_pruning_of_its_jobs() -> None:
             return Decision(None, gone=(job_key(a),))
 
     stage.do(Prune())
-    assert {facet: n for facet, n in stage.counts.items() if n} == {"m:m:completed": 1}
+    assert {facet: n for facet, n in stage.counts.items() if n} == {"m:m:completed": 1, "m:m:pruned": 1}

@@ -38,7 +38,7 @@ class Act:
         if job is None:
             return Decision(None)
         if self.verb in ("redrive", "revive") and job.status in ("failed", "cancelled", "quarantined"):
-            after, new, put = resuming(view, redriven(job, view.now), dependents=self.verb == "revive")
+            after, new, put = resuming(view, redriven(job, view), dependents=self.verb == "revive")
             return Decision(None, new=new, put=(after.row, *put))
         if self.verb in ("complete", "fail") and job.status == "running":
             return Finish(job.id, self.verb == "complete", job.lease_id, retry=False).decide(view)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sheratan_hub.rules import lanes as lanes_module
+from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
 from sheratan_hub.rules.pull import Pull
 from tests.rules.stage import Stage
@@ -60,6 +63,51 @@ def test_the_directory_agrees_with_a_plain_sort_under_random_changes() -> None:
         fitting = [n for n in model if suits(read_lane(n).kind, read_lane(n).needs, mine)]
         assert lanes.choose(mine, 99) == sorted(fitting, key=lambda n: (read_lane(n).level, model[n], n))
         assert len(lanes) == len(model)
+
+
+NEEDS = ((), ("g",), ("h",), ("g", "h"))
+NAMES = [
+    lane_name(level, kind, source, needs) for level in (1, 3) for kind in "abc" for source in "xy" for needs in NEEDS
+]
+
+
+@pytest.mark.parametrize("kept", [0, 64])
+def test_whatever_is_asked_for_and_closed_the_order_is_that_of_a_plain_sort(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes_module, "GROUPS_KEPT", kept)
+    rng = random.Random(kept)
+    directory, model, now = Lanes(age_ms=1000), {}, 0
+    for _ in range(4000):
+        now += rng.randrange(200)
+        name = rng.choice(NAMES)
+        if rng.random() < 0.55:
+            directory.set(name, None)
+            model.pop(name, None)
+        else:
+            model[name] = max(0, now - rng.randrange(3000)) * PLACES
+            directory.set(name, model[name])
+        mine = Offer(frozenset(rng.sample("gh", rng.randrange(3))), frozenset(rng.sample("abcd", rng.randrange(4))))
+        closed = rng.choice((None, None, frozenset("a").__contains__, frozenset("bc").__contains__))
+        used_up = set(rng.sample(NAMES, rng.randrange(3)))
+        fitting = [
+            (level_at(lane.level, model[one] // PLACES, now, 1000), model[one], one)
+            for one in model
+            if suits((lane := read_lane(one)).kind, lane.needs, mine) and not (closed and closed(lane.kind))
+        ]
+        expected = [one for _, _, one in sorted(fitting) if one not in used_up]
+        assert directory.choose(mine, 99, used_up, now, closed) == expected
+        assert directory.choose(mine, 2, used_up, now, closed) == expected[:2]
+        assert directory.turn(mine, 1, used_up, now, closed) == expected[:1]
+
+
+def test_a_turn_looks_at_as_many_queues_with_a_thousand_kinds_as_with_one() -> None:
+    directory = Lanes()
+    for n in range(1000):
+        directory.set(lane_name(2, f"kind-{n}", f"s{n % 7}", ()), n)
+        directory.set(lane_name(2, f"kind-{n}", "", ("gpu", f"x{n}")), n)
+    for asked, queues in ((ANY, 1), (offer("gpu"), 1), (offer(kinds=("kind-5", "kind-6", "other")), 2)):
+        assert len(list(directory._queues_for(asked, None))) == queues
 
 
 def test_a_node_is_never_starved_by_jobs_that_it_cannot_run() -> None:
@@ -272,3 +320,15 @@ def test_pulls_of_one_batch_that_find_many_short_lanes_do_not_ask_for_one_after_
     asked = stage.together([Pull("n", f"x{n}-", capabilities=frozenset()) for n in range(300)])
     assert asked <= 4
     assert len({job.lease_id for job in map(stage.job, stage.ids()) if job.status == "running"}) == 300
+
+
+def test_a_released_job_keeps_its_place_before_those_that_came_later() -> None:
+    stage = Stage()
+    first = stage.submit()
+    stage.now += 10
+    stage.submit()
+    lease = stage.lease()
+    assert lease.id == first
+    stage.now += 10
+    stage.do(Release(first, lease.lease_id or ""))
+    assert stage.lease().id == first

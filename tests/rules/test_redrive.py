@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from sheratan_hub.rules.cascade import SweepCascades
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.missions import RedriveMember
 from sheratan_hub.rules.purge import Purge
 from sheratan_hub.rules.redrive import Redrive, Redriven
 from sheratan_hub.rules.submit import Submit
@@ -249,3 +251,18 @@ def test_a_redrive_with_a_delay_waits_for_it_whatever_an_older_delay_was() -> No
     stage.do(Redrive(job.id, delay_ms=60_000))
     stage.do(ClampDelays((job.id,)))
     assert stage.job(job.id).not_before == stage.now + 60_000
+
+
+def test_what_comes_back_with_its_mission_or_its_parent_tells_what_it_was() -> None:
+    stage = Stage()
+    parent, member = stage.submit(mission_id="m"), stage.submit(mission_id="m")
+    child = stage.submit(depends_on=(parent,))
+    for job_id in (parent, member):
+        stage.do(Cancel(job_id))
+    stage.do(SweepCascades())
+    stage.do(RedriveMember(member))
+    stage.do(Redrive(parent, dependents=True))
+    stage.do(SweepCascades())
+    told = [(event.job_id, event.meta) for event in stage.events if event.event == "job.redriven"]
+    reasons = {member: "CANCELLED", parent: "CANCELLED", child: "DEPENDENCY_FAILED"}
+    assert told == [(id, {"reason": reasons[id], "was": "cancelled", "redrives": 1}) for id in (member, parent, child)]

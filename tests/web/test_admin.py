@@ -376,7 +376,7 @@ async def test_a_cancel_of_many_goes_from_those_that_wait_to_those_that_run(make
     assert (body["matched"], body["cancelled"], body["cancel_requested"], body["next_cursor"]) == (2, 0, 2, None)
     assert [(await site.job(id))["reason"] for id in waiting] == ["CANCELLED"] * 2
     _, body = await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1"})
-    assert body["cancel"] == [], "it was never heard of when it was asked"
+    assert body["cancel"] == running
     assert [(await site.job(id))["status"] for id in running] == ["running"] * 2
 
 

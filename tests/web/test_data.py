@@ -1300,3 +1300,28 @@ async def test_the_third_loss_parks_the_job(make_site: MakeSite) -> None:
     job = await site.job(job_id)
     assert (job["status"], job["reason"], job["losses"], job["attempt"]) == ("failed", "POISON", 3, 3)
     assert await ids(site) == []
+
+
+async def test_entries_of_a_batch_are_decided_in_order_whatever_their_keys_were_used_for(make_site: MakeSite) -> None:
+    clock = VirtualClock()
+    settings = {"queue": QueueSettings(max_depth=1), "idempotency": IdempotencySettings(ttl_seconds=10)}
+    site = await make_site(clock=clock, **settings)
+    job_id = await site.submit(idempotency_key="used")
+    lease = await site.lease("n")
+    await site.data("POST", f"/api/jobs/{job_id}/result", {"lease_id": lease["lease_id"], "ok": True})
+    await clock.advance(10_000)
+    jobs = [{"kind": "k", "idempotency_key": "used"}, {"kind": "other"}]
+    _, body = await site.data("POST", "/api/jobs", {"jobs": jobs})
+    assert [one.get("code", one.get("status")) for one in body["jobs"]] == ["accepted", "queue_full"]
+
+
+async def test_results_of_a_batch_are_decided_in_order(site: Site) -> None:
+    job_id = await site.submit(max_retries=5)
+    lease = await site.lease("n")
+    failed = {"lease_id": lease["lease_id"], "ok": False, "error": "once", "retry_after_seconds": 0}
+    await site.data("POST", f"/api/jobs/{job_id}/result", failed)
+    lease = await site.lease("n")
+    said = {"job_id": job_id, "lease_id": lease["lease_id"]}
+    results = [{**said, "ok": False, "error": "first"}, {**said, "ok": True}]
+    _, body = await site.data("POST", "/api/results", {"results": results})
+    assert [one.get("code", one.get("status")) for one in body["results"]] == ["pending", "result_conflict"]

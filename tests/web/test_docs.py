@@ -391,7 +391,7 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         column("Ledger"),
         {f"job.{happened}" for _, happened in jobs.TRANSITIONS if happened not in silent}
         | {"job.submitted", "job.cancel_requested", "job.superseded", "job.judged", "job.pruned", "jobs.pruned"}
-        | {"mission.submitted", "fleet.silent", "fleet.reap"}
+        | {"mission.submitted", "mission.pruned", "fleet.silent", "fleet.reap"}
         | {f"node.{state.lower()}" for state in ("ONLINE", "STALE", "DEAD")}
         | {f"node.{name}" for name in ("forgotten", "restarted", "drain", "resume")}
         | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")}

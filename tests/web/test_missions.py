@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from sheratan_hub.clock import VirtualClock
-from sheratan_hub.config import IdempotencySettings
+from sheratan_hub.clock import VirtualClock, settle
+from sheratan_hub.config import IdempotencySettings, RetentionSettings
 from tests.conftest import MakeSite, Site
 
 GRAPH = [
@@ -117,6 +118,103 @@ async def test_a_missions_key_lasts_for_its_time_after_the_last_jobs_end(make_si
     status, again = await site.data("POST", "/api/missions", body)
     assert (status, again["dedup"], again["mission_id"] == first["mission_id"]) == (201, False, False)
     assert (await site.data("POST", "/api/missions", body))[1]["mission_id"] == again["mission_id"]
+
+
+KEPT = RetentionSettings(completed_seconds=60, cancelled_seconds=30, failed_seconds=90, mission_seconds=200)
+
+
+async def counted(site: Site) -> dict[str, int]:
+    return {facet: n for facet, n in (await site.app.store.counts()).items() if facet.startswith("m")}
+
+
+async def missions_listed(site: Site) -> list[str]:
+    return [one["mission_id"] for one in (await site.data("GET", "/api/missions"))[1]["missions"]]
+
+
+async def jobs_left(site: Site, mission_id: str) -> int:
+    return len((await site.data("GET", f"/api/jobs?mission_id={mission_id}"))[1]["jobs"])
+
+
+async def soon(look: Callable[[], Awaitable[Any]], expected: Any) -> None:
+    """It comes to that: some stores have threads."""
+    for _ in range(200):
+        if await look() == expected:
+            return
+        await settle()
+    assert await look() == expected
+
+
+@pytest.mark.parametrize("scheme", ["memory", "sqlite", "file"])
+async def test_a_mission_is_forgotten_with_all_its_counts_once_its_jobs_are_and_its_time_is_over(
+    make_site: MakeSite, scheme: str
+):
+    clock = VirtualClock()
+    site = await make_site(scheme, clock=clock, retention=KEPT, idempotency=IdempotencySettings(ttl_seconds=10))
+    keyed = {"idempotency_key": "k"}
+    mission_id = (await begin(site, [{"kind": "a"}, {"kind": "b", "max_retries": 0}], **keyed))["mission_id"]
+    other = (await begin(site, [{"kind": "c"}]))["mission_id"]
+    await site.finish(await site.lease(kinds=["a"]))
+    await site.finish(await site.lease(kinds=["b"]), ok=False)
+    await clock.advance(61_000)
+    await soon(lambda: jobs_left(site, mission_id), 1)
+    told = await shown(site, mission_id)
+    assert (told["jobs"], told["counts"]["completed"], told["counts"]["failed"]) == (2, 1, 1)
+    await clock.advance(138_000)
+    assert (await shown(site, mission_id))["status"] == "failed"
+    await clock.advance(2_000)
+    await soon(lambda: missions_listed(site), [other])
+    status, body = await site.data("GET", f"/api/missions/{mission_id}")
+    assert (status, body["code"]) == (404, "mission_not_found")
+    assert await counted(site) == {f"m:{other}:pending": 1}
+    assert (await site.app.store.page("mission_key")).rows == []
+    events = [line.line for line in await site.app.store.events(limit=1000)]
+    assert sum(b"mission.pruned" in line for line in events) == 1
+
+
+async def test_an_id_that_only_jobs_have_named_is_forgotten_with_the_last_of_them(make_site: MakeSite):
+    clock = VirtualClock()
+    site = await make_site(clock=clock, retention=KEPT)
+    for kind in ("a", "b"):
+        job_id = await site.submit(kind, mission_id="fleet")
+        if kind == "a":
+            await site.data("POST", f"/api/jobs/{job_id}/cancel")
+    await clock.advance(31_000)
+    assert (await shown(site, "fleet"))["counts"]["cancelled"] == 1
+    await site.finish(await site.lease())
+    await clock.advance(61_000)
+    assert await counted(site) == {}
+    assert (await site.data("GET", "/api/missions/fleet"))[0] == 404
+
+
+async def test_a_mission_without_jobs_goes_by_its_age_and_one_that_a_job_has_joined_waits_for_it(make_site: MakeSite):
+    clock = VirtualClock()
+    site = await make_site(clock=clock, retention=KEPT, idempotency=IdempotencySettings(ttl_seconds=300))
+    empty, joined = [(await begin(site, [], idempotency_key=key))["mission_id"] for key in ("1", "2")]
+    await site.submit("late", mission_id=joined)
+    await clock.advance(299_000)
+    assert set(await missions_listed(site)) == {empty, joined}, "their keys are remembered"
+    await clock.advance(3_000)
+    assert await missions_listed(site) == [joined]
+    await site.finish(await site.lease())
+    await clock.advance(298_000)
+    assert await missions_listed(site) == [joined]
+    await clock.advance(3_000)
+    assert await missions_listed(site) == []
+    assert await counted(site) == {}
+
+
+async def test_a_missions_key_outlives_its_jobs(make_site: MakeSite):
+    clock = VirtualClock()
+    site = await make_site(clock=clock, retention=KEPT, idempotency=IdempotencySettings(ttl_seconds=1000))
+    body = {"title": "Survey", "jobs": [{"kind": "a"}], "idempotency_key": "k"}
+    first = (await site.data("POST", "/api/missions", body))[1]["mission_id"]
+    await site.finish(await site.lease())
+    await clock.advance(900_000)
+    status, again = await site.data("POST", "/api/missions", body)
+    assert (status, again["mission_id"], again["jobs"][0]["code"]) == (200, first, "job_not_found")
+    await clock.advance(101_000)
+    assert await missions_listed(site) == []
+    assert (await site.data("POST", "/api/missions", body))[0] == 201
 
 
 async def test_missions_are_listed_newest_first_by_cursor(site: Site):

@@ -43,6 +43,16 @@ def lines(site: Site, *events: str) -> list[dict[str, Any]]:
     return [line for line in site.audit() if line["event"] in events]
 
 
+async def test_a_node_is_told_by_its_first_heartbeat_of_what_was_cancelled_before(site: Site) -> None:
+    jobs = [await held(site) for _ in range(3)]
+    other = await held(site, "n2")
+    for job_id in (jobs[0], jobs[2], other):
+        await site.data("POST", f"/api/jobs/{job_id}/cancel", {})
+    assert (await beat(site))["cancel"] == [jobs[0], jobs[2]]
+    assert (await beat(site))["cancel"] == [jobs[0], jobs[2]]
+    assert (await beat(site, "n3"))["cancel"] == []
+
+
 # drain
 
 

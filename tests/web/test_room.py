@@ -86,6 +86,53 @@ async def test_a_client_that_hangs_up_takes_nobodys_turn(hub: Hub) -> None:
     assert await hub.counts() == {"job:pending": 2, "job:running": 2}
 
 
+async def test_a_known_key_waits_behind_nobody(hub: Hub) -> None:
+    await pull(hub)
+    keyed = Submit("keyed", "k", key="abc", payload_sha256="p")
+    room: Room = hub.room  # type: ignore[attr-defined]
+    await room.submit(keyed, HUB)
+    waiting = submit(hub, "waiting")
+    await settle()
+    assert not waiting.done()
+    again = asyncio.create_task(room.submit(Submit("again", "k", key="abc", payload_sha256="p"), HUB))
+    await settle()
+    assert again.result().job.id == "keyed"
+    new = asyncio.create_task(room.submit(Submit("new", "k", key="other", payload_sha256="p"), HUB))
+    await settle()
+    assert not new.done()
+    await pull(hub)
+    assert waiting.result().job.id == "waiting"  # type: ignore[attr-defined]
+    new.cancel()
+
+
+async def test_who_finds_no_room_in_time_costs_the_committer_nothing(hub: Hub, clock: VirtualClock) -> None:
+    first, behind = submit(hub, "first"), submit(hub, "behind")
+    await settle()
+    asked = hub.committer.add
+    commands: list[object] = []
+    hub.committer.add = lambda item: (commands.append(item), asked(item))[1]  # type: ignore[assignment, return-value]
+    await clock.advance(room_module.LATEST_MS)
+    for one in (first, behind):
+        assert isinstance(no := one.exception(), Refused)
+        assert (no.code, no.reason, no.retry_after_ms) == (Code.QUEUE_FULL, "max_queue_depth", 1000)
+    assert commands == []
+
+
+async def test_who_makes_no_job_of_its_turn_leaves_it_to_the_next(hub: Hub) -> None:
+    room: Room = hub.room  # type: ignore[attr-defined]
+    one = asyncio.create_task(room.submit(Submit("one", "k", key="abc", payload_sha256="p"), HUB))
+    same = asyncio.create_task(room.submit(Submit("same", "k", key="abc", payload_sha256="p"), HUB))
+    other = asyncio.create_task(room.submit(Submit("other", "k", key="abc", payload_sha256="q"), HUB))
+    last = submit(hub, "last")
+    await settle()
+    await pull(hub, 2)
+    await settle(50)
+    assert (one.result().job.id, same.result().job.id) == ("one", "one")
+    assert isinstance(no := other.exception(), Refused)
+    assert no.code is Code.IDEMPOTENCY_KEY_COLLISION
+    assert last.result().job.id == "last"  # type: ignore[attr-defined]
+
+
 async def test_a_turn_that_nobody_is_left_to_use_goes_to_the_next(hub: Hub) -> None:
     gone, next_one = submit(hub, "gone"), submit(hub, "next")
     await settle()

@@ -53,6 +53,26 @@ async def test_in_a_batch_each_entry_has_its_own_outcome(make_site: MakeSite) ->
     assert (status, body["code"]) == (429, "rate_limited")
 
 
+@pytest.mark.parametrize("more", [{}, {"depends_on": []}, {"depends_on": ["first"]}, {"atomic": True}])
+async def test_a_batch_and_a_mission_tell_what_their_limited_source_may_still_submit(
+    make_site: MakeSite, more: dict[str, Any]
+) -> None:
+    limits = {"slow": RateLimitSettings(4, 0), "slower": RateLimitSettings(3, 0)}
+    site = await make_site(clock=VirtualClock(), rate_limits=limits)
+    tied = {"depends_on": more["depends_on"]} if "depends_on" in more else {}
+    jobs = [{"kind": "k", "source": "slow", "ref": "first"}, {"kind": "k", "source": "slow", **tied}, {"kind": "k"}]
+    batch = {"jobs": jobs, **({"atomic": True} if "atomic" in more else {})}
+    _, _, headers = await site.ask("data", "POST", "/api/jobs", json=batch)
+    assert (headers["RateLimit-Policy"], headers["RateLimit"]) == ('"source";q=4;w=60', '"source";r=2')
+    both = {"jobs": [*jobs, {"kind": "k", "source": "slower"}], "title": "t"}
+    status, _, headers = await site.ask("data", "POST", "/api/missions", json=both)
+    assert (status, headers["RateLimit"]) == (201, '"source";r=0;t=15')
+    status, _, headers = await site.ask("data", "POST", "/api/missions", json=both)
+    assert (status, headers["RateLimit"], headers["Retry-After"]) == (429, '"source";r=0;t=15', "15")
+    _, _, headers = await site.ask("data", "POST", "/api/jobs", json={"jobs": [{"kind": "k"}]})
+    assert "RateLimit" not in headers
+
+
 async def test_a_limit_is_set_shown_and_dropped_at_run_time(site: Site) -> None:
     path = "/admin/rate-limits/a%2Fb%20c"
     assert (await site.data("GET", path))[1]["code"] == "rate_limit_not_found"
