@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Iterable
@@ -35,6 +34,8 @@ def top(target: Target, every: float, once: bool, as_json: bool) -> NoReturn:
 
 
 async def _top(target: Target, every_ms: float, once: bool, as_json: bool) -> int:
+    import asyncio
+
     from sheratan_hub.clock import SystemClock
     from sheratan_hub.top import Sampler
 

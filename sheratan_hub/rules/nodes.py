@@ -321,8 +321,8 @@ class Forget(msgspec.Struct, frozen=True, gc=False):
         node = known(view, self.node_id)
         state = state_of(node, view.now, view.scene.limits, view.scene.started_at)
         if state != "DEAD" and (not node.draining or view.count(leases_on(self.node_id))):
-            text = f"node {self.node_id} is {state}; forgotten is who is DEAD, or drained and without a lease"
-            raise Refused(Code.NODE_ALIVE, text)
+            when = "only a node that is DEAD, or drained and without a lease, can be forgotten"
+            raise Refused(Code.NODE_ALIVE, f"node {self.node_id} is {state}; {when}")
         gone = [Key("node", self.node_id)]
         if view.row("puller", self.node_id) is not None:
             gone.append(Key("puller", self.node_id))

@@ -93,6 +93,8 @@ def as_it_should(row: Row, doc: Any) -> Row:
         if right.agenda is not None and right.agenda == row.agenda and right.agenda in PRUNE.values():
             right = _with(right, due_at=row.due_at)  # it may have been put off, as something needed it
         return _with(right, doc=row.doc)
+    if isinstance(doc, Mission):
+        return _with(doc.row, doc=row.doc, due_at=max(row.due_at, doc.row.due_at))  # put off for its key, perhaps
     if isinstance(doc, Node):
         return _with(doc.row(row.due_at if row.agenda is not None else None), doc=row.doc)
     if isinstance(doc, Access | Ring | Retired):

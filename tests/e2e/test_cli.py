@@ -190,7 +190,7 @@ def test_nodes_are_drained_resumed_accepted_shown_and_forgotten(line: Line, serv
     assert "there is no node nobody" in resumed.stderr
     assert line.json("nodes", "show", "rack/1")["draining"] is False
     alive = line("nodes", "forget", "rack/1")
-    assert (alive.returncode, "only a DEAD node" in alive.stderr) == (1, True)
+    assert (alive.returncode, "only a node that is DEAD" in alive.stderr) == (1, True)
     assert line("nodes", "drain", "rack/1", "--seconds", "1", "--until", "2099-01-01T00:00:00Z").returncode == 2
     assert line.json("nodes", "fleet")["silence"] is None
     assert "nothing to end" in line("nodes", "reap").stderr

@@ -105,7 +105,7 @@ async def check(producer: Producer, url: str, clock: VirtualClock) -> None:
         submitted += sum(b'"job.submitted"' in line.line for line in lines)
         after = lines[-1].seq
     await store.close()
-    assert (counted, submitted) == ({"job:pending": KEYS, "key": KEYS}, KEYS)
+    assert (counted, submitted) == ({"job:pending": KEYS, "claimable:2": KEYS, "key": KEYS}, KEYS)
     assert (len(producer.told), len(set(producer.told.values()))) == (KEYS, KEYS)
     assert producer.repeats > KEYS
     assert producer.lost > 0, "no answer was lost, so nothing was learned"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -312,9 +312,13 @@ async def test_while_the_store_is_down_metrics_say_so(site: Site, monkeypatch: p
     assert (status, body["code"]) == (503, "unavailable")
 
 
-async def test_a_store_that_cannot_write_is_not_up(make_site: MakeSite) -> None:
+async def test_a_store_that_cannot_write_is_not_up(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> NoReturn:
+        raise StoreDown("for the test")
+
     site = await make_site(clock=VirtualClock())
-    site.app.hub.committer.failing = True
+    monkeypatch.setattr(site.app.store, "begin", full)
+    assert (await site.data("POST", "/api/jobs", {"kind": "k"}))[0] == 503
     assert (await samples(site, "control"))["sheratan_store_up", ()] == 0
 
 

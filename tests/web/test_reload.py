@@ -19,17 +19,25 @@ from sheratan_hub.log import setup
 from sheratan_hub.reload import Outcome, Reload, is_reloaded, with_keys
 from tests.conftest import TOKEN, MakeSite, Site
 from tests.web.test_tls import Files, files
+from tools import canaries
 
 __all__ = ["files"]
 
 POLICY = {"title": "none", "rules": [{"effect": "deny", "actions": ["submit"]}]}
 
 
+SECRETS = Secrets(token=TOKEN, hmac_key=canaries.HMAC)
+
+
 class Changing:
     """Settings that a test changes under a running hub."""
 
     def __init__(self, site: Site, secrets: Secrets | None = None) -> None:
-        self.site, self.settings, self.secrets = site, site.app.settings, secrets or Secrets(token=TOKEN)
+        self.site, self.settings, self.secrets = (
+            site,
+            site.app.settings,
+            secrets or Secrets(token=TOKEN, hmac_key=canaries.HMAC),
+        )
         self.reload = Reload(site.app, lambda: (self.settings, self.secrets))
 
     async def to(self, **tables: dict[str, Any]) -> Outcome:
@@ -167,7 +175,7 @@ async def test_each_reload_is_audited_without_a_secret(site: Site) -> None:
 
 
 async def test_a_new_token_counts_at_once(site: Site) -> None:
-    change = Changing(site, Secrets(token="another-token"))
+    change = Changing(site, msgspec.structs.replace(SECRETS, token="another-token"))
     outcome = await change.to()
     ring = site.app.keyring.ring
     assert ring is not None
