@@ -11,7 +11,9 @@ from aiohttp.web_request import BaseRequest
 
 from sheratan_hub.clock import Clock
 
-FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
+FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Via")
+"""Headers by which proxies are known."""
+
 WINDOW_MS = 60_000
 STEP_MS = 100
 STEP_FAILURES = 10

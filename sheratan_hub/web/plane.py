@@ -221,7 +221,7 @@ class Plane:
         call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
         route: Route | None = None
-        request[REQUEST_ID] = request_id = self._request_id(request)
+        request[REQUEST_ID] = request_id = self.request_id(request)
         log.request_id.set(request_id)
         try:
             route = self._admit(call)
@@ -251,7 +251,7 @@ class Plane:
             response.headers["X-Request-ID"] = request_id
         return response
 
-    def _request_id(self, request: BaseRequest) -> str:
+    def request_id(self, request: BaseRequest) -> str:
         """The client's own id for the request if it has a sane one, else a new one."""
         given = request.headers.get("X-Request-ID")
         if given is not None and SANE_ID.fullmatch(given):

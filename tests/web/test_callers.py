@@ -14,7 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 from sheratan_hub import __version__
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.config import AuthSettings, ControlSettings, DataSettings
-from sheratan_hub.web.callers import ADDRESSES_MAX, HELD_PER_ADDRESS_MAX, Failures, Proxies
+from sheratan_hub.web.callers import ADDRESSES_MAX, FORWARDED, HELD_PER_ADDRESS_MAX, Failures, Proxies
 from tests.conftest import TOKEN, MakeSite, Site
 
 
@@ -121,7 +121,7 @@ def test_the_address_that_counts(trusted: tuple[str, ...], forwarded: tuple[str,
     assert seen(trusted, *forwarded) == expected
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+@pytest.mark.parametrize("header", FORWARDED)
 @pytest.mark.parametrize("value", ["1.2.3.4", "127.0.0.1", "for=127.0.0.1"])
 async def test_what_a_proxy_that_is_not_trusted_brings_is_not_from_this_machine(
     make_site: MakeSite, header: str, value: str
@@ -145,6 +145,7 @@ async def test_what_a_trusted_proxy_brings_is_from_where_it_says(make_site: Make
     [
         {"Forwarded": "for=1.2.3.4"},
         {"X-Real-IP": "1.2.3.4"},
+        {"Via": "1.1 proxy"},
         {"X-Forwarded-For": "unknown"},
         {"X-Forwarded-For": ""},
         {"X-Forwarded-For": "1.2.3.4, unknown, 127.0.0.1"},

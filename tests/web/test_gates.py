@@ -591,6 +591,7 @@ async def test_what_the_parser_refuses_is_400_one_log_line_and_a_closed_connecti
     assert not record.exc_info
     assert "\n" not in record.getMessage()
     assert TOKEN not in record.getMessage()
+    assert answer[2]["X-Request-ID"]
     assert await site.stored() == ({}, 0)
     assert (await site.ask(plane, "GET", "/livez"))[0] == 200
 
