@@ -180,7 +180,7 @@ class App:
             Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
             self.telling,
             Inside(),
-            {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")},
+            self._manuals(settings),
         )
         self.watch = self._watching() if settings.alerts.in_process else None
         self.listeners: dict[str, Listener] = {}
@@ -276,6 +276,7 @@ class App:
         self.settings, services = settings, self.services
         self.hub.adopt(limits_of(settings))
         services.settings, services.demand = settings, demand
+        services.manuals = self._manuals(settings)
         services.failures.adopt(settings.auth.refusals_free, settings.auth.refusal_delay_ms)
         for name, place in (("control", settings.control), ("data", settings.data)):
             listener = self.listeners[name]
@@ -287,6 +288,9 @@ class App:
             required=settings.audit.required,
             dead_letters=settings.dlq.enabled,
         )
+
+    def _manuals(self, settings: Settings) -> dict[str, Manual]:
+        return {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")}
 
     def _watching(self) -> Watch:
         return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)
