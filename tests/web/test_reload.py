@@ -8,6 +8,7 @@ import logging
 import shutil
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from aiohttp import hdrs
 
 from sheratan_hub import config
+from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import BadConfig, Secrets, Settings
 from sheratan_hub.log import setup
 from sheratan_hub.reload import Outcome, Reload, is_reloaded, with_keys
@@ -101,6 +103,37 @@ async def test_the_documents_tell_what_is_in_force_now(site: Site) -> None:
     assert {} not in told[1]["paths"]["/metrics"]["get"]["security"]
     assert told[1]["components"]["schemas"]["BatchForm"]["properties"]["jobs"]["maxItems"] == 7
     assert not {one[2][hdrs.ETAG] for one in (told, page)} & set(before)
+
+
+async def test_shorter_ages_and_bounds_of_dead_letters_count_at_once(make_site: MakeSite) -> None:
+    clock = VirtualClock()
+    site = await make_site(clock=clock)
+    for _ in range(2):
+        job_id = await site.submit(max_retries=0)
+        await site.finish(await site.lease(), ok=False)
+    change = Changing(site)
+
+    async def seen(true: Callable[[], bool]) -> bool:
+        """Whether it is so within three seconds of the clock, far less than the hub rests."""
+        for _ in range(3):
+            await clock.advance(1000)
+        return true()
+
+    keeping = site.app.hub.keeping
+    await change.to(dlq={"max_items": 2})
+    assert await seen(lambda: not keeping.over)
+    await site.submit(max_retries=0)
+    await site.finish(await site.lease(), ok=False)
+    assert await seen(lambda: keeping.over)
+    await change.to(dlq={"max_items": 3})
+    assert await seen(lambda: not keeping.over)
+    await change.to(dlq={"max_items": 1})
+    assert await seen(lambda: keeping.over)
+    await change.to(dlq={"enabled": False})
+    assert await seen(lambda: not keeping.over)
+    await change.to(retention={"completed_seconds": 1})
+    await seen(lambda: True)
+    assert (await site.data("GET", f"/api/jobs/{job_id}"))[0] == 404
 
 
 async def test_the_bounds_of_connections_change(site: Site) -> None:
@@ -378,7 +411,9 @@ async def test_a_session_from_before_does_not_replace_a_certificate(
         assert not (await asyncio.to_thread(by_session, site, known, session))[0], version
 
 
-def by_session(site: Site, client: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
+def by_session(
+    site: Site, client: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[bool, ssl.SSLSession | None]:
     """(whether a client with this session is let in, the session that it has then)"""
     try:
         with (

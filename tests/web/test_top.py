@@ -97,7 +97,8 @@ async def test_a_wrong_token_is_refused_and_a_hub_that_is_gone_unreachable(make_
     ],
 )
 async def test_answers_that_no_hub_gives_are_as_good_as_none(path: str, body: str) -> None:
-    told = {"/metrics": "sheratan_jobs 1\n", "/health": "{}", "/api/hosts": '{"nodes": []}', "/api/alerts": '{"alerts": []}'}
+    told = {"/metrics": "sheratan_jobs 1\n", "/health": "{}", "/api/hosts": '{"nodes": []}'}
+    told["/api/alerts"] = '{"alerts": []}'
 
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text=told[request.path])
