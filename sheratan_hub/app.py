@@ -214,8 +214,7 @@ class App:
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         loops += self._looks.loops
-        self.telling.watch_loops(loops)
-        self.services.inside.loops += loops
+        self.watch_loops(*loops)
         self._lag.start()
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
@@ -224,12 +223,18 @@ class App:
             plane = Plane(name, ROUTES, self.services, hosts, proxies)
             tls = self.certificates.context
             listener = self.listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), tls)
+            self.watch_loops(listener.loop)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
             self.telling.watch(name, listener.connections)
             self.services.inside.sockets[name] = listener.connections
             self.ports[name] = await listener.start(place.host, place.port)
         gc.collect()
         gc.freeze()
+
+    def watch_loops(self, *loops: Loop) -> None:
+        """Tell of the failures of these background loops, in metrics and in a diagnosis."""
+        self.telling.watch_loops(loops)
+        self.services.inside.loops += loops
 
     async def _open_keyring(self) -> None:
         """Let settings and store agree on the tokens; from then on nobody here knows their values."""

@@ -385,6 +385,12 @@ async def test_every_metric_has_a_series_once_there_is_something_to_tell(
     assert {family.name for family in FAMILIES} - told == WITHOUT_A_SERIES
 
 
+async def test_every_loop_of_the_hub_is_told_of(site: Site) -> None:
+    told = {labels[0] for name, labels in await samples(site, "control") if name == "sheratan_loop_errors_total"}
+    assert told == {task.get_name() for task in site.app._tasks}
+    assert told == {loop.name for loop in site.app.services.inside.loops}
+
+
 async def test_gauges_survive_a_restart_and_counters_begin_anew(make_site: MakeSite) -> None:
     clock = VirtualClock()
     site = await make_site("sqlite", clock=clock)
