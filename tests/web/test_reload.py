@@ -274,6 +274,11 @@ async def test_new_policies_are_kept_and_an_edited_one_refuses_the_reload(site: 
     assert (await site.data("POST", "/api/jobs", {"kind": "k"}))[0] == 201
 
 
+async def test_a_policy_whose_file_has_no_name_in_utf_8_refuses_the_reload(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "\udcff.json").write_text(json.dumps(POLICY))
+    assert "must have a name in UTF-8" in (await Changing(site).to(policies={"dir": str(tmp_path)})).refused
+
+
 async def test_the_logs_are_opened_anew_with_their_new_level(site: Site, tmp_path: Path) -> None:
     change = Changing(site)
     end = setup(change.settings, tmp_path)
