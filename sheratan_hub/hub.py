@@ -88,6 +88,7 @@ class Hub:
         """Go by other limits from now on, all but `age_ms`; who waits looks again."""
         self.limits = limits
         self.committer.adopt(limits)
+        self.keeping.adopt()
         self.waiting.wake_all()
 
     def stop(self) -> None:
