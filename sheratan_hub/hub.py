@@ -167,7 +167,7 @@ class Hub:
 
     async def _take_turns(self, first: Sequence[Command], origin: Origin, order: Order) -> list[Outcome]:
         """Others wait for a lease to end: what `first` frees is theirs, and its pull comes after them (rule 9)."""
-        outcomes = await self.execute_many(first, origin)
+        outcomes = await self.execute_many(first, origin, order=order)
         for one in outcomes:
             if isinstance(one, Exception) and (order == "while_fine" or not isinstance(one, Refused)):
                 raise one

@@ -57,9 +57,10 @@ class Keeping:
 
     async def prune(self) -> int | None:
         """Forget the finished jobs and the events whose time is over; when to come again."""
-        now = self._hub.clock.now()
+        now, limits = self._hub.clock.now(), self._hub.limits
         if now >= self._jobs_at:
-            self._jobs_at = min(await self._prune_jobs(), await self._prune_missions())
+            next_at = min(await self._prune_jobs(), await self._prune_missions())
+            self._jobs_at = next_at if self._hub.limits is limits else 0
         if self._watch:
             self._watch, self._watched_at = False, now
             try:
