@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sheratan_hub.app import App
+from sheratan_hub.client import DATA_URL
 from sheratan_hub.config import hide_password, store_url
 
 WIDTH = 15
@@ -39,8 +40,9 @@ def _lines(app: App, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "token", _token(app, origins["token"])
     yield "TLS", _tls(app)
     yield "stop", f"Ctrl-C, or kill {os.getpid()}; kill -HUP {os.getpid()} reads the settings again"
-    yield "try next", f"sheratan-hub --data-url {planes['data']} submit my.kind --params '{{\"n\": 1}}'"
-    yield "", f"sheratan-hub --data-url {planes['data']} jobs list"
+    there = "" if planes["data"] == DATA_URL else f"--data-url {planes['data']} "
+    yield "try next", f"sheratan-hub {there}submit my.kind --params '{{\"n\": 1}}'"
+    yield "", f"sheratan-hub {there}jobs list"
 
 
 def _more(true: bool, text: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sheratan_hub.cli import main
-from sheratan_hub.cli_dlq import in_short
+from sheratan_hub.cli_output import in_short
 from sheratan_hub.cli_queue import span
 from sheratan_hub.cli_submit import by_flags
 from tests.conftest import TOKEN, MakeSite, Site
@@ -269,6 +269,36 @@ async def test_the_dependency_of_the_readme_works_as_printed(hub: Site, say: Say
     assert await asyncio.wait_for(shell.wait(), 30) == 0
     first, second = await told(say, "jobs", "list")
     assert [first["depends_on_left"], second["depends_on_left"]] == [0, 1]
+
+
+# What people are shown
+
+
+async def test_attempts_are_lines_and_flags_are_words(hub: Site, say: Say) -> None:
+    job_id = await hub.submit("work")
+    trace = {"type": "E", "message": "no\nway", "trace": "Traceback\nE: no way"}
+    await hub.finish(await hub.lease("n1"), ok=False, error=trace, retry=False)
+    shown = (await say("jobs", "show", job_id)).stdout
+    attempts = next(line for line in shown.splitlines() if line.startswith("attempts"))
+    assert "attempt 1, node_id n1, outcome failed, error E: no way, at 2" in attempts
+    assert "{" not in attempts
+    await hub.control("POST", "/api/hosts/heartbeat", {"node_id": "n1"})
+    assert re.search(r"draining +no\n", (await say("nodes", "show", "n1")).stdout)
+
+
+async def test_what_nobody_could_do_shows_no_empty_table(hub: Site, say: Say) -> None:
+    for words in (("nodes", "resume", "n9"), ("jobs", "cancel", "j9")):
+        done = await say(*words)
+        assert (done.exit_code, done.stdout, "there is no" in done.stderr) == (1, "", True)
+    done = await say("policies", "plan", "--version", "0")
+    assert (done.stdout, done.stderr.startswith("0 nodes change")) == ("", True)
+
+
+def test_a_url_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(main, ["--data-url", "127.0.0.1:8788", "jobs", "list"])
+    assert (done.exit_code, "no URL such as http://127.0.0.1:8788" in done.stderr) == (2, True)
+    monkeypatch.setenv("HUB_DATA_URL", "localhost:8788")
+    assert CliRunner().invoke(main, ["jobs", "list"]).exit_code == 2
 
 
 # Policies
