@@ -21,7 +21,7 @@ from sheratan_hub.cli_queue import span
 from sheratan_hub.cli_submit import by_flags
 from tests.conftest import TOKEN, MakeSite, Site
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
 
 Say = Callable[..., Awaitable[Result]]
 
@@ -106,7 +106,7 @@ async def test_a_mission_is_submitted_from_a_file_shown_cancelled_and_redriven(
     hub: Site, say: Say, tmp_path: Path
 ) -> None:
     file = tmp_path / "mission.json"
-    examples = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```json\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL)
     (example,) = (one for one in examples if "nightly report" in one)
     file.write_text(example)
     done = await say("missions", "submit", str(file))
@@ -242,21 +242,21 @@ def test_errors_are_told_in_short(error: Any, text: str | None) -> None:
     assert in_short(error) == text
 
 
-async def test_the_commands_of_the_readme_work_as_printed(hub: Site, say: Say) -> None:
+async def test_the_commands_of_the_how_tos_work_as_printed(hub: Site, say: Say) -> None:
     await dead(hub, "text.stats")
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL)
     lines = [
         line for block in blocks for line in block.splitlines() if re.match("sheratan-hub (dlq|limits|queue)", line)
     ]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         done = await say(*shlex.split(line)[1:])
         assert done.exit_code == 0, (line, done.output)
 
 
-async def test_the_dependency_of_the_readme_works_as_printed(hub: Site, say: Say) -> None:
+async def test_the_dependency_of_the_how_tos_works_as_printed(hub: Site, say: Say) -> None:
     (block,) = (
-        block for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "first=" in block
+        block for block in re.findall(r"^```sh\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL) if "first=" in block
     )
     environ = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -305,7 +305,7 @@ def test_a_url_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_a_policy_is_tried_kept_put_in_force_and_compared(hub: Site, say: Say, tmp_path: Path) -> None:
-    text = next(block for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL) if "the DMZ" in block)
+    text = next(block for block in re.findall(r"```json\n(.*?)```", HOWTO, re.DOTALL) if "the DMZ" in block)
     file = tmp_path / "policy.json"
     file.write_text(text)
     await hub.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "dmz"})
