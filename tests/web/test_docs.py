@@ -12,6 +12,8 @@ import subprocess
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +490,27 @@ def test_every_how_to_has_its_heading_once_and_is_in_the_contents():
 def test_lines_for_beginners_fit_into_120_columns(name: str):
     wide = [line for line in read(name).splitlines() if len(line) > 120 and not line.startswith("|")]
     assert wide == []
+
+
+def test_the_design_gives_a_reason_for_every_dependency_and_for_no_other():
+    project = tomllib.loads(read("pyproject.toml"))
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    wanted += chain(*project["project"]["optional-dependencies"].values())
+    wanted += (one for one in chain(*project["dependency-groups"].values()) if isinstance(one, str))
+    heads = re.findall(
+        r"^\*\*2026-\d\d-\d\d · (.+?)\.?\*\*", read("DESIGN.md").partition("## Dependencies")[2], re.MULTILINE
+    )
+    told = [name for head in heads for name in head.split(", ")]
+    assert sorted(told) == sorted({re.split(r"[<>=]", one)[0] for one in wanted})
+
+
+def test_every_module_of_the_floors_stands_in_the_design():
+    told = read("DESIGN.md").partition("| floor |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([\w*]+)(?:\.py|/)`", told)
+    there = {path.name.removesuffix(".py") for path in (ROOT / "sheratan_hub").iterdir() if path.name[0] not in "_."}
+    there = {name for name in there if name != "py.typed"} | {"__main__"}
+    assert [name for name in there if not any(fnmatch(name, one) for one in names)] == []
+    assert [one for one in names if not any(fnmatch(name, one) for name in there)] == []
 
 
 @pytest.mark.parametrize("name", TELLING)
