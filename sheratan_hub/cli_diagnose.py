@@ -63,7 +63,7 @@ def diagnose(
     else:
         click.echo(str(path))
         if not explain:
-            say(f"{summary(made.findings)} --explain tells more")
+            say(summary(made.findings) + (" --explain tells more" if made.findings else ""))
     sys.exit(EXIT_FAILED if wrong else 0)
 
 
