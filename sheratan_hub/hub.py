@@ -255,14 +255,22 @@ class Hub:
     async def _offer(self, command: Pull) -> Offer:
         if command.capabilities is not None:
             return Offer(command.capabilities, command.kinds)
-        node = await self.node(command.node_id)
+        node = await self._puller(command)
         return Offer(frozenset(node.capabilities if node else ()), command.kinds)
+
+    async def _puller(self, command: Pull) -> Node | None:
+        """The node that pulls. The store is asked only for one that no pull has looked at yet."""
+        key, memo = Key("node", command.node_id), self.committer.memo
+        if not memo.knows(key):
+            return await self.node(command.node_id)
+        row = memo.row(key)
+        return node_of(row) if row else None
 
     async def _bars(self, command: Pull) -> Callable[[str], bool] | None:
         """What the active policy keeps from the node, as its pull will be told; None: nothing."""
         if self.judge.trivial:
             return None
-        return bars_of(command.node_id, await self.node(command.node_id), self.judge)
+        return bars_of(command.node_id, await self._puller(command), self.judge)
 
     async def job(self, job_id: str, wait_ms: int = 0) -> Job:
         """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""

@@ -37,6 +37,14 @@ class Memo:
         wants.look -= known.look
         wants.counts -= known.counts
 
+    def knows(self, key: Key) -> bool:
+        """Whether it is known what row this is, or that there is none."""
+        return key in self._rows
+
+    def row(self, key: Key) -> Row | None:
+        """The row that is known, None if there is none."""
+        return self._rows[key]
+
     def learn(self, view: View, changes: Changes) -> None:
         """What this batch has read and written is committed."""
         if self._shared:
