@@ -203,7 +203,8 @@ class Committer:
     async def _transact(self, batch: list[Item], guests: list[Item] | None) -> tuple[Committed, View]:
         """Decide the batch and whoever waits for what it makes (`guests` are filled in; None: nobody), and save."""
         await self._renew_judge()
-        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order, self.judge)
+        now, known = await self._store.now(), self.memo.rows
+        scene = Scene(now, self._limits, self.lanes, self.started_at, self._first_order, self.judge, known)
         view = View(scene)
         async with self._store.begin() as tx:
             durable = await decide(batch, tx, view, self.memo)

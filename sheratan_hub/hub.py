@@ -260,10 +260,10 @@ class Hub:
 
     async def _puller(self, command: Pull) -> Node | None:
         """The node that pulls. The store is asked only for one that no pull has looked at yet."""
-        key, memo = Key("node", command.node_id), self.committer.memo
-        if not memo.knows(key):
+        key, known = Key("node", command.node_id), self.committer.memo.rows
+        if key not in known:
             return await self.node(command.node_id)
-        row = memo.row(key)
+        row = known[key]
         return node_of(row) if row else None
 
     async def _bars(self, command: Pull) -> Callable[[str], bool] | None:

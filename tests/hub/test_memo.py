@@ -11,6 +11,7 @@ import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.nodes import Beat, Forget
@@ -96,6 +97,22 @@ async def test_a_waiting_pull_asks_the_store_once_for_its_node_and_offers_what_t
     assert fetched == [Key("node", "n")]
 
 
+async def test_a_result_and_the_next_job_of_a_node_that_is_known_take_one_look_into_the_store(
+    make_hub: MakeHub, store: Asked
+) -> None:
+    hub = await make_hub(store=store)
+    await hub.execute(Beat("n", capabilities=("gpu",)))
+    await hub.execute_many([Submit(f"j{n}", "k", needs=("gpu",)) for n in range(3)])
+    (first,) = (await hub.pull(Pull("n", "s0"), 0)).jobs
+    asked = len(store.wants)
+    _, pulled = await hub.pull_after([Finish(first.id, True, first.lease_id)], Pull("n", "s1"), 0, HUB)
+    assert ([job.id for job in pulled.jobs], len(store.wants) - asked) == (["j1"], 1)
+    changed = hub.execute(Beat("n", capabilities=()))
+    asleep = hub.pull_after([Finish("j1", True, pulled.jobs[0].lease_id)], Pull("n", "s2"), 0, HUB)
+    _, (_, pulled) = await asyncio.gather(changed, asleep)
+    assert pulled.reason == "no_job", "what is guessed does not decide"
+
+
 @pytest.mark.parametrize("error", [StoreDown("broken"), Conflict("raced")])
 async def test_after_a_failed_batch_the_store_is_asked_again(make_hub: MakeHub, store: Asked, error: Exception) -> None:
     hub = await make_hub(store=store)
@@ -146,5 +163,5 @@ async def test_what_is_remembered_is_what_is_stored(
             held = Finish(job.id, True, job.lease_id)
         memo, stored = hub.committer.memo, await store.counts()
         assert memo._counts == {facet: stored.get(facet, 0) for facet in memo._counts}
-        rows = {key: row for key, row in memo._rows.items() if row is not None}
-        assert rows == {row.key: row for row in await store.fetch([*memo._rows])}
+        rows = {key: row for key, row in memo.rows.items() if row is not None}
+        assert rows == {row.key: row for row in await store.fetch([*memo.rows])}
