@@ -88,6 +88,7 @@ class Hub:
         """Go by other limits from now on, all but `age_ms`; who waits looks again."""
         self.limits = limits
         self.committer.adopt(limits)
+        self.keeping.adopt()
         self.waiting.wake_all()
 
     def stop(self) -> None:
@@ -172,7 +173,7 @@ class Hub:
 
     async def _take_turns(self, first: Sequence[Command], origin: Origin, order: Order) -> list[Outcome]:
         """Others wait for a lease to end: what `first` frees is theirs, and its pull comes after them (rule 9)."""
-        outcomes = await self.execute_many(first, origin)
+        outcomes = await self.execute_many(first, origin, order=order)
         for one in outcomes:
             if isinstance(one, Exception) and (order == "while_fine" or not isinstance(one, Refused)):
                 raise one
@@ -261,14 +262,22 @@ class Hub:
     async def _offer(self, command: Pull) -> Offer:
         if command.capabilities is not None:
             return Offer(command.capabilities, command.kinds)
-        node = await self.node(command.node_id)
+        node = await self._puller(command)
         return Offer(frozenset(node.capabilities if node else ()), command.kinds)
+
+    async def _puller(self, command: Pull) -> Node | None:
+        """The node that pulls. The store is asked only for one that no pull has looked at yet."""
+        key, known = Key("node", command.node_id), self.committer.memo.rows
+        if key not in known:
+            return await self.node(command.node_id)
+        row = known[key]
+        return node_of(row) if row else None
 
     async def _bars(self, command: Pull) -> tuple[Ask | None, Callable[[str], bool] | None]:
         """(as what the node asks the active policy, what that keeps from it as its pull will be told); None: nothing"""
         if self.judge.trivial:
             return None, None
-        node = await self.node(command.node_id)
+        node = await self._puller(command)
         return node_ask("pull", command.node_id, node), bars_of(command.node_id, node, self.judge)
 
     async def job(self, job_id: str, wait_ms: int = 0, good: Good = None) -> Job:

@@ -1,7 +1,7 @@
 """Turns the token of a live fleet and counts who was refused: `make rotation`, or `--store file`.
 
 A hub, workers with a `token_file` each, producers that never stop and never try twice. The commands are those of the
-README's "Rotate the token". After the window the old token must be refused, and until then nobody: by the hub's own
+how-to "Rotate the token". After the window the old token must be refused, and until then nobody: by the hub's own
 audit log and by what the clients were answered. Exit status 1 when anybody was, or a job was lost.
 """
 

@@ -88,7 +88,7 @@ class Route:
 
 @dataclass(slots=True)
 class Services:
-    """What handlers may use. A reload exchanges `settings` and `demand`; nobody else changes anything."""
+    """What handlers may use. A reload exchanges `settings`, `demand` and `manuals`; nobody else changes anything."""
 
     hub: Hub
     clock: Clock
