@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sheratan_hub.app import App
 from sheratan_hub.asking import url_at, url_of
+from sheratan_hub.client import DATA_URL
 from sheratan_hub.config import hide_password, store_url
 
 WIDTH = 15
@@ -39,8 +40,9 @@ def _lines(app: App, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "TLS", _tls(app)
     yield "stop", f"Ctrl-C, or kill {os.getpid()}; kill -HUP {os.getpid()} reads the settings again"
     here = url_of(settings, "data", app.ports["data"])
-    yield "try next", f"sheratan-hub --data-url {here} submit my.kind --params '{{\"n\": 1}}'"
-    yield "", f"sheratan-hub --data-url {here} jobs list"
+    there = "" if here == DATA_URL else f"--data-url {here} "
+    yield "try next", f"sheratan-hub {there}submit my.kind --params '{{\"n\": 1}}'"
+    yield "", f"sheratan-hub {there}jobs list"
 
 
 def _more(true: bool, text: str) -> str:

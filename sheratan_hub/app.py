@@ -164,6 +164,7 @@ class App:
             self.hub.observe(JobSpans(tracing, clock).committed)
         self.keyring = Keyring(clock)
         self.hub.observe(self.keyring.committed)
+        self.keyring.changed = self.hub.waiting.review
         self._looks, self.telling = self._measured(timed)
         self._secrets: Secrets | None = secrets
         self.ports = {"control": settings.control.port, "data": settings.data.port}

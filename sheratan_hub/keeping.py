@@ -39,7 +39,6 @@ class Keeping:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._jobs_at = self._ledger_at = 0
-        self._adopted = False
         self._watched_at, self._watch = 0, True
         self.over = False
         self.nudge: Callable[[int], None] = lambda _: None
@@ -53,16 +52,15 @@ class Keeping:
     def adopt(self) -> None:
         """Other ages and bounds are in force: look at everything now, not when the rest is over."""
         self._jobs_at = self._ledger_at = 0
-        self._adopted = self._watch = True
+        self._watch = True
         self.nudge(self._hub.clock.now())
 
     async def prune(self) -> int | None:
         """Forget the finished jobs and the events whose time is over; when to come again."""
-        now = self._hub.clock.now()
+        now, limits = self._hub.clock.now(), self._hub.limits
         if now >= self._jobs_at:
-            self._adopted = False
             next_at = min(await self._prune_jobs(), await self._prune_missions())
-            self._jobs_at = next_at if not self._adopted else now
+            self._jobs_at = next_at if self._hub.limits is limits else 0
         if self._watch:
             self._watch, self._watched_at = False, now
             try:

@@ -151,6 +151,11 @@ class PlaneFile(logging.handlers.WatchedFileHandler):
             return
         self.reopenIfNeeded()
 
+    def close(self) -> None:
+        """Let go of the file; that lines could not be written was said when they were."""
+        with suppress(OSError):
+            super().close()
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Say in one line on stderr that a record was lost."""
         sys.stderr.write(f"ERROR cannot write {self.baseFilename}: {sys.exc_info()[1]}\n")

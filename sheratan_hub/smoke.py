@@ -794,7 +794,8 @@ async def go_through(hub: Target, echo: Echo) -> int:
         count[verdict] += 1
         echo(f"{verdict}  {name}{why and ': '}{why}")
     skipped = f", {count['SKIP']} skipped" if count["SKIP"] else ""
-    echo(f"smoke: {count['PASS']} passed, {count['FAIL']} failed{skipped}")
+    where = "a hub of its own" if hub.own else " and ".join(dict.fromkeys(hub.urls.values()))
+    echo(f"smoke: {count['PASS']} passed, {count['FAIL']} failed{skipped}, on {where}")
     return 1 if count["FAIL"] else 0
 
 

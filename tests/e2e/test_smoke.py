@@ -76,6 +76,7 @@ def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path
     assert (status, skipped(lines)) == (0, UNBUILT)
     assert len(lines) - 1 >= 20
     assert lines[-1].startswith(f"smoke: {len(lines) - 1 - len(UNBUILT)} passed, 0 failed")
+    assert lines[-1].endswith(", on a hub of its own")
     assert [path.name for path in tmp_path.iterdir()] == ["hub.toml"]
 
 

@@ -137,6 +137,17 @@ def test_a_lost_directory_is_said_on_stderr_and_stops_nobody(lines, tmp_path, ca
     assert "ERROR cannot write" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_on_stderr_and_the_end_is_an_end(tmp_path, capsys):
+    end = log.setup(Settings(), tmp_path)
+    (file,) = [one for one in logging.getLogger("sheratan").handlers if "hub_data" in str(one)]
+    file.setStream(open("/dev/full", "a")).close()  # noqa: SIM115 - the handler closes it
+    file.reopenIfNeeded = lambda: None
+    logging.getLogger("sheratan.data").info("lost")
+    assert "No space left on device" in capsys.readouterr().err
+    end()
+    assert capsys.readouterr().err == ""
+
+
 def test_logs_that_cannot_be_written_stop_the_start(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadConfig, match=r"hub\.data_dir: logs cannot be written to .*: "):
