@@ -104,6 +104,10 @@ class View:
         """Whether any part of the lane was loaded."""
         return lane in self._ready
 
+    def exhausted(self, lane: str) -> bool:
+        """Whether all that the store holds in the lane was loaded."""
+        return lane in self._ready and len(self._ready[lane]) < self._depth[lane]
+
     def count(self, facet: str) -> int:
         """How many there are of `facet`, this batch's decisions included."""
         if facet not in self._counts:

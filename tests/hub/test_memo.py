@@ -113,6 +113,22 @@ async def test_a_result_and_the_next_job_of_a_node_that_is_known_take_one_look_i
     assert pulled.reason == "no_job", "what is guessed does not decide"
 
 
+@pytest.mark.parametrize("capabilities", [None, frozenset[str]()])
+async def test_a_job_for_a_pull_that_waits_is_made_and_leased_without_a_look_into_the_store(
+    make_hub: MakeHub, store: Asked, capabilities: frozenset[str] | None
+) -> None:
+    hub = await make_hub(store=store)
+    for n in range(2):
+        waiting = asyncio.create_task(hub.pull(Pull("n", f"s{n}", capabilities=capabilities), 1000))
+        await settle()
+        asked = len(store.wants)
+        await hub.execute(Submit(f"j{n}", "k"))
+        (job,) = (await waiting).jobs
+        looks = len(store.wants) - asked
+        await hub.execute(Finish(job.id, True, job.lease_id))
+    assert looks == 0
+
+
 @pytest.mark.parametrize("error", [StoreDown("broken"), Conflict("raced")])
 async def test_after_a_failed_batch_the_store_is_asked_again(make_hub: MakeHub, store: Asked, error: Exception) -> None:
     hub = await make_hub(store=store)
