@@ -29,11 +29,11 @@ from tools import demo, demo_worker
 from tools.demo import Processes, Site, console
 
 WORKERS = PRODUCERS = 3
-WINDOW_SECONDS = 6.0
+WINDOW_SECONDS = 10.0
 AFTER_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
 NEARLY_SECONDS = 0.1
-NODE_TTL_SECONDS = 3
+NODE_TTL_SECONDS = 6
 GIVE_UP_SECONDS = 90
 FILE = str(Path(demo_worker.__file__ or "").resolve())
 

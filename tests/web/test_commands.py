@@ -328,3 +328,30 @@ async def test_what_is_no_policy_is_refused_with_a_sentence(say: Say) -> None:
     assert "rules" in (await say("policies", "create", "-", stdin='{"rules": 5}')).stderr
     assert (await say("policies", "plan")).exit_code == 2
     assert (await say("policies", "show", "9")).exit_code == 1
+
+
+@pytest.mark.parametrize("words", [("tokens", "rotate", "--until", "1h"), ("access", "create", "viewer")])
+async def test_a_token_that_could_not_be_kept_is_not_made(
+    hub: Site, say: Say, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = await say(*words, "--to", str(tmp_path / "nowhere" / "token"))
+    assert (done.exit_code, "cannot be written" in done.output) == (2, True)
+    assert (await hub.control("GET", "/api/tokens"))[1]["next"] is None
+    assert (await hub.control("GET", "/api/access"))[1]["access"] == []
+
+
+@pytest.mark.parametrize("words", [("tokens", "rotate", "--until", "1h"), ("access", "create", "viewer")])
+async def test_a_token_is_kept_for_its_owner_only_and_a_refusal_leaves_the_file_alone(
+    hub: Site, say: Say, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("before")
+    done = await say(*words, "--to", str(path))
+    kept = path.read_text().strip()
+    assert (done.exit_code, path.stat().st_mode & 0o777) == (0, 0o600)
+    assert kept.startswith("shn_")
+    assert kept not in done.output
+    refused = (*words[:-1], "0s") if words[0] == "tokens" else (*words, "--node-id", "n1")
+    assert (await say(*refused, "--to", str(path))).exit_code == 1
+    assert not path.with_name("token.new").exists()
+    assert path.read_text().strip() == kept

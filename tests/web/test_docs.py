@@ -408,7 +408,7 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")}
         | {f"token.rotation_{what}" for what in ("started", "finalized", "abandoned")}
         | {"access.created", "access.revoked", "policy.created", "policy.activated"}
-        | {"ledger.lost"},
+        | {"ledger.lost", "store.recovered"},
     )
     known = set(column("Ledger")) | set(
         re.findall(r"`((?:hub|integrity|key|pull|dlq|admin|queue|rate_limit|token)\.\w+)`", section("Ledger"))
