@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml tools/lock/dev.txt tools/setup.sh
 	@PYTHON="$(PYTHON)" sh tools/setup.sh
 	@touch $(STAMP)
 
-demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle; STORE=file for the file store
-	@$(BIN)/python tools/demo.py --store $(STORE)
+demo: setup ## two workers, thousands of real jobs, a hub that is killed in the middle; STORE=file for the file store, DEMO="--move --stay" or other options
+	@$(BIN)/python tools/demo.py --store $(STORE) $(DEMO)
 
 rotation: setup ## a live fleet's token is turned, and who was refused is counted; STORE=file for the file store
 	@$(BIN)/python tools/rotation.py --store $(STORE)

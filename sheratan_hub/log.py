@@ -141,7 +141,7 @@ class PlaneFile(logging.handlers.WatchedFileHandler):
 
     def _make_room(self) -> None:
         """Begin a new file if this one is full. If that cannot be done it grows on."""
-        if os.stat(self.baseFilename).st_size < self._max_bytes:
+        if self.stream is None or os.fstat(self.stream.fileno()).st_size < self._max_bytes:
             return
         try:
             shift(Path(self.baseFilename), self._keep_files)

@@ -1,8 +1,10 @@
 """The demo: a hub, two workers, two jobs for every file of Python's standard library; the hub is killed halfway.
 
-Beside them a mission, a graph of jobs in three stages, begins before the kill and ends after it. At the end every
-result is compared with one computed here. Exit status 1 when any is lost or wrong, or ran out of order. Everything
-that was started is ended, whatever happens. Longer than 300 lines so that it can be read from top to bottom.
+With `--move` it is then stopped, backed up, restored, and copied to the other kind of store, where it goes on. With
+`--stay` hub and workers stay when all is done, to be looked at. Beside the jobs a mission, a graph of jobs in three
+stages, begins before the kill and ends after it. At the end every result is compared with one computed here. Exit
+status 1 when any is lost or wrong, or ran out of order. Everything that was started is ended, whatever happens.
+Longer than 300 lines so that it can be read from top to bottom.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +58,7 @@ class Site(NamedTuple):
     folder: Path
     environ: dict[str, str]
     ports: tuple[str, str]
+    moves: bool = False
 
 
 class Seen(NamedTuple):
@@ -81,16 +85,23 @@ class Graph(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", choices=["sqlite", "file"], default="sqlite", help="what the hub keeps its state in")
+    parser.add_argument("--move", action="store_true", help="move the hub to the other kind of store on the way")
+    parser.add_argument("--stay", action="store_true", help="leave hub and workers running at the end, until Ctrl-C")
     parser.add_argument("--files", type=int, help="only so many of the files")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     bodies = [body(kind, path) for path in islice(stdlib_files(), given.files) for kind in KINDS]
     root = sysconfig.get_path("stdlib")
-    console.print(f"{len(bodies)} jobs: {' and '.join(KINDS)} for every .py file of {root}", soft_wrap=True)
+    what = f"{len(bodies)} jobs: {' and '.join(KINDS)} for every .py file of {root}"
+    console.print(f"{what}; and a mission in {len(STAGES)} stages", soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="sheratan-demo-") as folder, owned_processes() as processes:
-        site = make_site(Path(folder), given.store)
+        site = make_site(Path(folder), given.store, given.move)
         try:
-            return verdict(bodies, asyncio.run(demo(site, bodies, processes)))
+            status = verdict(bodies, asyncio.run(demo(site, bodies, processes)))
+            if given.stay:
+                show_ways(site)
+                signal.pause()
+            return status
         except KeyboardInterrupt:
             return 130
         except (TimeoutError, HubUnreachable, RuntimeError) as error:
@@ -115,7 +126,7 @@ async def demo(site: Site, bodies: list[dict[str, Any]], processes: Processes) -
     control_url, data_url, token = (
         site.environ[name] for name in ("HUB_CONTROL_URL", "HUB_DATA_URL", "SHERATAN_HUB_TOKEN")
     )
-    hub = start_hub(site, processes)
+    start_hub(site, processes)
     async with asyncio.timeout(GIVE_UP_SECONDS), HubClient(control_url, data_url, token) as client:
         await client.health()
         start_workers(site, processes)
@@ -127,10 +138,13 @@ async def demo(site: Site, bodies: list[dict[str, Any]], processes: Processes) -
             await submit(client, bodies)
             await until_done(client, total, total // 2, show)
             at_kill = await client.mission(mission.mission_id)
-            away_seconds = await kill_and_restart(site, hub, client, processes)
+            away_seconds = await kill_and_restart(site, client, processes)
             again = bodies[:500]
             known = await submit(client, again)
             same = await client.submit_mission("in stages", graph, idempotency_key="graph")
+            if site.moves:
+                await until_done(client, total, total * 3 // 4, show)
+                away_seconds += await move(site, client, processes)
             await until_done(client, total, total, show)
             seconds = time.monotonic() - began
         jobs = [job async for job in client.jobs(mission_id=MISSION, page=1000)]
@@ -172,16 +186,53 @@ async def until_done(client: HubClient, total: int, goal: int, show: Show) -> No
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def kill_and_restart(site: Site, hub: subprocess.Popen[bytes], client: HubClient, processes: Processes) -> float:
+async def kill_and_restart(site: Site, client: HubClient, processes: Processes) -> float:
     """Kill the hub with SIGKILL, start another on the same ports and store; how long (s) there was none."""
-    hub.kill()
-    await asyncio.to_thread(hub.wait)
-    gone = time.monotonic()
+    gone = await end_hub(processes, signal.SIGKILL)
     start_hub(site, processes)
     await client.health()
     away_seconds = time.monotonic() - gone
     console.print(f"[yellow]the hub was killed (SIGKILL) and is back after {away_seconds:.1f} s[/yellow]")
     return away_seconds
+
+
+async def end_hub(processes: Processes, number: signal.Signals) -> float:
+    """End the hub that was started last; when it was gone, by the monotonic clock (s)."""
+    hub = [process for process in processes if "'serve'" in str(process.args)][-1]
+    hub.send_signal(number)
+    await asyncio.to_thread(hub.wait)
+    return time.monotonic()
+
+
+async def move(site: Site, client: HubClient, processes: Processes) -> float:
+    """Back the hub up while it runs; then stop it, restore what it had, copy that to the other kind of store, go on
+    there; how long (s) there was none."""
+    old, folder = site.environ["SHERATAN_STORE_URL"], site.folder
+    scheme = old.partition("://")[0]
+    other = "file" if scheme == "sqlite" else "sqlite"
+    restored, new = f"{scheme}://{folder}/restored", f"{other}://{folder}/moved"
+    await store_command(site, "backup", f"{folder}/beside")
+    gone = await end_hub(processes, signal.SIGTERM)
+    await store_command(site, "backup", f"{folder}/backup")
+    await store_command(site, "restore", f"{folder}/backup", "--to", restored)
+    await store_command(site, "copy", restored, new)
+    site.environ["SHERATAN_STORE_URL"] = new
+    start_hub(site, processes)
+    await client.health()
+    away_seconds = time.monotonic() - gone
+    console.print(f"[yellow]the hub was moved from {scheme} to {other} and is back after {away_seconds:.1f} s[/yellow]")
+    return away_seconds
+
+
+async def store_command(site: Site, *arguments: str) -> None:
+    """Run `sheratan-hub store ...` as its operator would; what it says is shown. RuntimeError if it fails."""
+    command = [sys.executable, "-m", "sheratan_hub", "store", *arguments]
+    run = partial(subprocess.run, env=site.environ, cwd=site.folder, capture_output=True, text=True, check=False)
+    done = await asyncio.to_thread(run, command)
+    console.print(f"sheratan-hub store {' '.join(arguments)}", style="bold", soft_wrap=True)
+    console.print((done.stdout + done.stderr).strip(), soft_wrap=True, markup=False)
+    if done.returncode:
+        raise RuntimeError(f"store {arguments[0]} ended with {done.returncode}")
 
 
 def verdict(bodies: list[dict[str, Any]], seen: Seen) -> int:
@@ -292,7 +343,18 @@ def progress(total: int) -> Iterator[Show]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def make_site(folder: Path, scheme: str) -> Site:
+def show_ways(site: Site) -> None:
+    """How to look at the hub that stays."""
+    token = site.folder / "token"
+    token.write_text(site.environ["SHERATAN_HUB_TOKEN"])
+    control, data = site.environ["HUB_CONTROL_URL"], site.environ["HUB_DATA_URL"]
+    to = f"--token-file {token} --control-url {control} --data-url {data}"
+    console.print("the hub stays until Ctrl-C; look at it from another terminal:")
+    for command in ("top", "nodes list", "smoke", f"diagnose --explain --data-dir {site.folder}"):
+        console.print(f"  sheratan-hub {to} {command}", soft_wrap=True, markup=False)
+
+
+def make_site(folder: Path, scheme: str, moves: bool = False) -> Site:
     control, data = map(str, free_ports())
     ports = control, data
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SHERATAN_", "HUB_"))}
@@ -306,7 +368,7 @@ def make_site(folder: Path, scheme: str) -> Site:
         "SHERATAN_LEASE_TIMEOUT": "10",
         "SHERATAN_RESTART_GRACE_SEC": "3",
     }
-    return Site(folder, environ, ports)
+    return Site(folder, environ, ports, moves)
 
 
 @contextmanager

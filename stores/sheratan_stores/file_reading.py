@@ -1,7 +1,8 @@
 """The file store read as a whole beside who writes: its files are opened, the log is read up to where it ends now.
 
 What is open stays readable when a compaction removes it. Nothing is locked, no file is changed. The rows are put
-together in memory, as the hub itself has them.
+together in memory, as the hub itself has them. Longer than 300 lines because a reading is one thing from the first file
+to the last row.
 """
 
 from __future__ import annotations

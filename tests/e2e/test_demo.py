@@ -44,6 +44,28 @@ def test_the_demo_finds_every_result_right_although_the_hub_was_killed(tmp_path:
     assert all(ended(pid) for pid in left_in(tmp_path))
 
 
+@pytest.mark.parametrize(("store", "other"), [("sqlite", "file"), ("file", "sqlite")])
+def test_the_demo_goes_on_on_the_other_store_that_it_was_moved_to_and_stays_to_be_looked_at(
+    tmp_path: Path, store: str, other: str
+) -> None:
+    with start(tmp_path, "--files", "40", "--store", store, "--move", "--stay") as process:
+        assert process.stdout is not None
+        said = ""
+        while " nodes list" not in said:
+            said += (line := process.stdout.readline())
+            assert line, said
+        look = next(line for line in said.splitlines() if line.endswith("nodes list")).split()[1:]
+        told = subprocess.run([sys.executable, "-m", "sheratan_hub", *look], capture_output=True, text=True, check=True)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert f"the hub was moved from {store} to {other} and is back" in said
+    assert "every result is right" in said
+    assert "its stages ran in order" in said
+    assert "worker-2" in told.stdout
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
     with start(tmp_path) as process:

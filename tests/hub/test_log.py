@@ -191,6 +191,24 @@ def test_a_full_log_is_moved_away_and_the_oldest_is_forgotten(tmp_path):
     assert files[1].stat().st_size >= 1000
 
 
+def test_a_log_that_is_moved_while_a_line_is_written_loses_no_line(tmp_path, monkeypatch, capsys):
+    file, moved = (tmp_path / "logs" / name for name in ("hub_data.jsonl", "moved"))
+    end = log.setup(Settings(log=LogSettings(max_bytes=1000)), tmp_path)
+    look = log.PlaneFile.reopenIfNeeded
+
+    def look_too_early(handler) -> None:
+        look(handler)
+        if handler.baseFilename == str(file) and not moved.exists():
+            file.rename(moved)
+
+    monkeypatch.setattr(log.PlaneFile, "reopenIfNeeded", look_too_early)
+    for number in range(2):
+        logging.getLogger("sheratan.data").info("line %d", number)
+    end()
+    assert capsys.readouterr().err == ""
+    assert [json.loads(one.read_text())["event"] for one in (moved, file)] == ["line 0", "line 1"]
+
+
 def test_a_log_without_a_bound_is_never_moved(tmp_path):
     end = log.setup(Settings(log=LogSettings(max_bytes=0)), tmp_path)
     for number in range(60):
