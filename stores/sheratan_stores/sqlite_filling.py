@@ -26,8 +26,8 @@ FAST = ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536", "temp_
 
 @contextmanager
 def filling(path: Path) -> Iterator[SqliteFilling]:
-    """A store that becomes the file at `path`."""
-    for there in (path, log_of(path)):
+    """A store that becomes the file at `path`, where nothing may lie that SQLite would take for its log or journal."""
+    for there in (path, log_of(path), path.with_name(f"{path.name}-journal")):
         if there.exists() or there.is_symlink():
             raise StoreRefused(f"{there} is there already, and nothing is overwritten")
     made = SqliteFilling(path)

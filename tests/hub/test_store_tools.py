@@ -129,6 +129,15 @@ async def test_nothing_is_overwritten(scheme: str, tmp_path: Path) -> None:
     assert hashes(tmp_path) == before
 
 
+@pytest.mark.parametrize("ending", ["-wal", "-journal"])
+async def test_what_another_file_has_left_does_not_become_a_part_of_a_new_store(ending: str, tmp_path: Path) -> None:
+    store = await filled("sqlite", tmp_path / "a")
+    (tmp_path / f"b{ending}").write_bytes(b"old")
+    with pytest.raises(StoreRefused, match=f"b{ending} is there already"):
+        await copy(store, at("sqlite", tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+
+
 async def test_a_copy_that_fails_leaves_nothing(scheme: str, tmp_path: Path) -> None:
     source = await filled(OTHER[scheme], tmp_path / "source")
     before = sorted(tmp_path.rglob("*"))
