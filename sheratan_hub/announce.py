@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sheratan_hub.app import App
+from sheratan_hub.asking import url_at, url_of
+from sheratan_hub.client import DATA_URL
 from sheratan_hub.config import hide_password, store_url
 
 WIDTH = 15
 
 
 def urls(app: App) -> dict[str, str]:
-    """Each plane's URL."""
-    scheme = "https" if app.settings.tls.cert else "http"
-    places = {"control": app.settings.control.host, "data": app.settings.data.host}
-    shown = {plane: f"[{host}]" if ":" in host else host for plane, host in places.items()}
-    return {plane: f"{scheme}://{host}:{app.ports[plane]}" for plane, host in shown.items()}
+    """The URL of each plane, at the address that it is bound to."""
+    hosts = {"control": app.settings.control.host, "data": app.settings.data.host}
+    return {plane: url_at(app.settings, host, app.ports[plane]) for plane, host in hosts.items()}
 
 
 def announcement(app: App, origins: Mapping[str, str]) -> str:
@@ -39,8 +39,10 @@ def _lines(app: App, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "token", _token(app, origins["token"])
     yield "TLS", _tls(app)
     yield "stop", f"Ctrl-C, or kill {os.getpid()}; kill -HUP {os.getpid()} reads the settings again"
-    yield "try next", f"sheratan-hub --data-url {planes['data']} submit my.kind --params '{{\"n\": 1}}'"
-    yield "", f"sheratan-hub --data-url {planes['data']} jobs list"
+    here = url_of(settings, "data", app.ports["data"])
+    there = "" if here == DATA_URL else f"--data-url {here} "
+    yield "try next", f"sheratan-hub {there}submit my.kind --params '{{\"n\": 1}}'"
+    yield "", f"sheratan-hub {there}jobs list"
 
 
 def _more(true: bool, text: str) -> str:

@@ -164,6 +164,7 @@ class App:
             self.hub.observe(JobSpans(tracing, clock).committed)
         self.keyring = Keyring(clock)
         self.hub.observe(self.keyring.committed)
+        self.keyring.changed = self.hub.waiting.review
         self._looks, self.telling = self._measured(timed)
         self._secrets: Secrets | None = secrets
         self.ports = {"control": settings.control.port, "data": settings.data.port}
@@ -180,7 +181,7 @@ class App:
             Failures(clock, settings.auth.refusals_free, settings.auth.refusal_delay_ms),
             self.telling,
             Inside(),
-            {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")},
+            self._manuals(settings),
         )
         self.watch = self._watching() if settings.alerts.in_process else None
         self.listeners: dict[str, Listener] = {}
@@ -214,8 +215,7 @@ class App:
         if self.ledger is not None:
             loops.append(Loop("ledger", self.ledger.follow, self.clock))
         loops += self._looks.loops
-        self.telling.watch_loops(loops)
-        self.services.inside.loops += loops
+        self.watch_loops(*loops)
         self._lag.start()
         self._tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
         self._tell("hub.start")
@@ -224,12 +224,18 @@ class App:
             plane = Plane(name, ROUTES, self.services, hosts, proxies)
             tls = self.certificates.context
             listener = self.listeners[name] = Listener(plane, self.clock, bounds_of(self.settings), tls)
+            self.watch_loops(listener.loop)
             self._tasks.append(asyncio.create_task(listener.loop.run(), name=listener.loop.name))
             self.telling.watch(name, listener.connections)
             self.services.inside.sockets[name] = listener.connections
             self.ports[name] = await listener.start(place.host, place.port)
         gc.collect()
         gc.freeze()
+
+    def watch_loops(self, *loops: Loop) -> None:
+        """Tell of the failures of these background loops, in metrics and in a diagnosis."""
+        self.telling.watch_loops(loops)
+        self.services.inside.loops += loops
 
     async def _open_keyring(self) -> None:
         """Let settings and store agree on the tokens; from then on nobody here knows their values."""
@@ -276,6 +282,7 @@ class App:
         self.settings, services = settings, self.services
         self.hub.adopt(limits_of(settings))
         services.settings, services.demand = settings, demand
+        services.manuals = self._manuals(settings)
         services.failures.adopt(settings.auth.refusals_free, settings.auth.refusal_delay_ms)
         for name, place in (("control", settings.control), ("data", settings.data)):
             listener = self.listeners[name]
@@ -287,6 +294,9 @@ class App:
             required=settings.audit.required,
             dead_letters=settings.dlq.enabled,
         )
+
+    def _manuals(self, settings: Settings) -> dict[str, Manual]:
+        return {plane: Manual(plane, ROUTES, settings, self.ports) for plane in ("control", "data")}
 
     def _watching(self) -> Watch:
         return Watch(self.audit.path.parent, self.settings.alerts, self.clock, log.warning)

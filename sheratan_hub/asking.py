@@ -80,12 +80,17 @@ def _refusal(status: int, body: bytes) -> Refusal:
         return Refusal(status, "", f"status {status}")
 
 
-def url_of(settings: Settings, plane: str) -> str:
-    """Where a hub with these settings listens, seen from its own machine."""
+def url_of(settings: Settings, plane: str, port: int = 0) -> str:
+    """Where a hub with these settings is asked from its own machine; `port`: the one that it was given, if any."""
     place = settings.control if plane == "control" else settings.data
     host = "127.0.0.1" if place.host in ("0.0.0.0", "") else "::1" if place.host == "::" else place.host  # noqa: S104
+    return url_at(settings, host, port or place.port)
+
+
+def url_at(settings: Settings, host: str, port: int) -> str:
+    """The URL of a plane at this address."""
     name = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.tls.cert else 'http'}://{name}:{place.port}"
+    return f"{'https' if settings.tls.cert else 'http'}://{name}:{port}"
 
 
 def is_here(url: str) -> bool:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sheratan_hub.items import Item, Origin
 from sheratan_hub.rules.command import Command, Refused
-from sheratan_hub.rules.jobs import job_of
-from sheratan_hub.rules.nodes import Beat, Beaten, Remind
-from sheratan_hub.unsaved import Unsaved
+from sheratan_hub.rules.nodes import Beat, Beaten
+from sheratan_hub.unsaved import Unsaved, reminded
 
 if TYPE_CHECKING:
     from sheratan_hub.hub import Hub
@@ -21,9 +18,6 @@ MANY = 100
 
 GATHER_SECONDS = 0.025
 """So long the first of several waits for the others; by the event loop's own time, as a socket would."""
-
-TOLD_MAX = 1000
-"""So many of a new node's running jobs are looked at for those that it is to stop."""
 
 
 class Beats:
@@ -39,21 +33,10 @@ class Beats:
         """The command's answer, once it is committed, or heard although nothing can be. Raises `Refused`."""
         try:
             done: Beaten = await self._taken(command, origin)
-            if done.node.first_seen == done.node.last_seen:
-                told = await self._reminded(done.node.id, done.cancel)
-                return msgspec.structs.replace(done, cancel=told)
-            return done
+            self.unsaved.superseded(command.node_id)
+            return await reminded(self._hub, done)
         except Refused as no:
             return await self.unsaved.heard(command.node_id, command, no)
-
-    async def _reminded(self, node_id: str, cancel: tuple[str, ...]) -> tuple[str, ...]:
-        """What a node that is heard of for the first time is to stop: it may hold jobs that were cancelled before."""
-        page = await self._hub.page("job", ("running", None, None, None, node_id), None, TOLD_MAX)
-        asked = tuple(job.id for job in map(job_of, page.rows) if job.cancel_at)
-        if not asked:
-            return cancel
-        told: tuple[str, ...] = await self._hub.execute(Remind(node_id, asked))
-        return told
 
     async def _taken(self, command: Command, origin: Origin) -> Any:
         if not self._many():

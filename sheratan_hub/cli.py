@@ -35,6 +35,7 @@ from sheratan_hub.cli_target import (
     output_option,
     run,
     traced,
+    url,
     words,
 )
 from sheratan_hub.cli_tokens import tokens
@@ -45,8 +46,18 @@ config_option = click.option("--config", "path", type=click.Path(), help="Settin
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sheratan-hub")
-@click.option("--control-url", envvar="HUB_CONTROL_URL", help="[env HUB_CONTROL_URL; http://127.0.0.1:8787]")
-@click.option("--data-url", envvar="HUB_DATA_URL", help="[env HUB_DATA_URL; http://127.0.0.1:8788]")
+@click.option(
+    "--control-url",
+    envvar="HUB_CONTROL_URL",
+    callback=url,
+    help="[env HUB_CONTROL_URL; http://127.0.0.1:8787]",
+)
+@click.option(
+    "--data-url",
+    envvar="HUB_DATA_URL",
+    callback=url,
+    help="[env HUB_DATA_URL; http://127.0.0.1:8788]",
+)
 @click.option("--token-file", type=click.Path(exists=True, dir_okay=False), help="[else env SHERATAN_HUB_TOKEN]")
 @click.option("--ca", envvar="HUB_CA", type=click.Path(), help="PEM file of the hub's authority. [env HUB_CA]")
 @click.option("--cert", envvar="HUB_CERT", type=click.Path(), help="PEM file to show as a client. [env HUB_CERT]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -10,7 +9,7 @@ import click
 
 from sheratan_hub.cli_output import say, show_many, show_one
 from sheratan_hub.cli_target import PATIENCE_SECONDS, Target, output_option, run
-from sheratan_hub.cli_tokens import duration, write_secret
+from sheratan_hub.cli_tokens import duration, secret_file
 
 COLUMNS = ("access_id", "role", "node_id", "name", "created_at", "expires_at", "expired")
 
@@ -43,11 +42,9 @@ def create(
 
 async def _create(target: Target, body: dict[str, object], path: str | None, output: str) -> int:
     async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
-        made = await hub.call("control", "POST", "/api/access", body)
-    shown: dict[str, Any] = {name: made[name] for name in SHOWN}
-    if path is not None:
-        write_secret(Path(path), made["token"])
-        shown["token"] = f"written to {path}"
+        with secret_file(path) as keep:
+            made = await hub.call("control", "POST", "/api/access", body)
+            shown = {**{name: made[name] for name in SHOWN}, "token": keep(made["token"])}
     show_one(shown, output)
     return 0
 

@@ -127,8 +127,20 @@ def _follow(path: Path, last: int, output: str) -> None:
         sys.exit(0)
 
 
+def known_event(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """An event's name; a misspelt one would find nothing, which looks like good news."""
+    from difflib import get_close_matches
+
+    from sheratan_hub.audit_lines import EVENTS
+
+    if value is not None and value not in EVENTS:
+        near = get_close_matches(value.upper(), EVENTS, n=1)
+        raise click.BadParameter(f"{value} is no audit event" + (f"; did you mean {near[0]}?" if near else ""))
+    return value
+
+
 @audit.command("search")
-@click.option("--event", help="Such as AUTH_FAILURE.")
+@click.option("--event", callback=known_event, help="Such as AUTH_FAILURE.")
 @click.option("--node-id")
 @click.option("--reason")
 @click.option("--since", help="RFC 3339 time of the first, such as 2026-11-21T10:00:00Z.")

@@ -62,6 +62,8 @@ def diagnose(
         _print_json(made, str(path), wrong)
     else:
         click.echo(str(path))
+        if not explain:
+            say(summary(made.findings) + (" --explain tells more" if made.findings else ""))
     sys.exit(EXIT_FAILED if wrong else 0)
 
 
@@ -151,15 +153,19 @@ def _of_files(settings: Settings, where: dict[str, str], planes: Planes, probes:
 def verdict_text(made: Made) -> str:
     """The verdict for people: the worst first."""
     if not made.findings:
-        return "Nothing looks wrong."
-    wrong = sum(one["severity"] != "note" for one in made.findings)
-    head = f"{wrong} thing{'s' * (wrong != 1)} look{'s' * (wrong == 1)} wrong." if wrong else "Nothing looks wrong."
-    lines = [head]
+        return summary(made.findings)
+    lines = [summary(made.findings)]
     for one in made.findings:
         lines += ["", f"{one['severity'].upper()} {one['code']}: {one['text']}"]
         lines += [f"  - {step}" for step in one["do"]]
         lines.append(f"  more: {one['runbook']}")
     return "\n".join([*lines, ""])
+
+
+def summary(findings: list[dict[str, Any]]) -> str:
+    """How many findings are more than notes."""
+    wrong = sum(one["severity"] != "note" for one in findings)
+    return f"{wrong} thing{'s' * (wrong != 1)} look{'s' * (wrong == 1)} wrong." if wrong else "Nothing looks wrong."
 
 
 def _print_json(made: Made, path: str, wrong: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sheratan_hub.cli_output import say, show_many
+from sheratan_hub.cli_output import in_short, say, show_many
 from sheratan_hub.cli_target import EXIT_FAILED, PATIENCE_SECONDS, Target, given, output_option, run
 
 COLUMNS = ("job_id", "kind", "source", "reason", "failures", "losses", "node_id", "finished_at", "error")
@@ -100,12 +100,3 @@ async def _redrive(
     more = "; there are more" if done.next_cursor is not None else ""
     say(f"{done.redriven} redriven, {len(refused)} refused{more}")
     return EXIT_FAILED if refused else 0
-
-
-def in_short(error: Any) -> str | None:
-    """An error on one line of a table."""
-    if error is None:
-        return None
-    if isinstance(error, dict):
-        error = ": ".join(str(error[name]) for name in ("type", "message") if error.get(name)) or error
-    return " ".join(str(error).split())[:200]

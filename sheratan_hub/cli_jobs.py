@@ -130,5 +130,6 @@ async def _each(
                 if no.status not in (404, 409):
                     raise
                 say(str(no))
-    show_many(rows, columns, output)
+    if rows or output == "json":
+        show_many(rows, columns, output)
     return 0 if len(rows) == len(job_ids) else EXIT_FAILED

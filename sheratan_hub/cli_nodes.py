@@ -112,7 +112,8 @@ async def _each(
                 if no.status not in (404, 409):
                     raise
                 say(str(no))
-    show_many(rows, ("node_id",) if verb == "forget" else CHANGED_COLUMNS, output)
+    if rows or output == "json":
+        show_many(rows, ("node_id",) if verb == "forget" else CHANGED_COLUMNS, output)
     return 0 if len(rows) == len(node_ids) else EXIT_FAILED
 
 

@@ -87,11 +87,35 @@ def _cell(value: object) -> Any:
 
     if isinstance(value, dict) and isinstance(value.get("trace"), str):
         return Text(value["trace"])
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, dict) for one in value):
+        return Text("\n".join(_line(one) for one in value))
+    return Text(_plain(value))
+
+
+def _plain(value: object) -> str:
+    """A value as a person writes it."""
     if value is None:
-        return Text("-")
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
-        return Text(", ".join(value) or "-")
-    return Text(_json(value).decode() if isinstance(value, (dict, list, tuple)) else str(value))
+        return ", ".join(value) or "-"
+    return _json(value).decode() if isinstance(value, (dict, list, tuple)) else str(value)
+
+
+def _line(row: Row) -> str:
+    """One of several things on a line, its errors in short."""
+    shown = {name: in_short(value) if name == "error" else value for name, value in row.items()}
+    return ", ".join(f"{name} {_plain(value)}" for name, value in shown.items() if value is not None)
+
+
+def in_short(error: Any) -> str | None:
+    """An error on one line of a table."""
+    if error is None:
+        return None
+    if isinstance(error, dict):
+        error = ": ".join(str(error[name]) for name in ("type", "message") if error.get(name)) or error
+    return " ".join(str(error).split())[:200]
 
 
 def _print(table: Any) -> None:

@@ -121,8 +121,9 @@ async def _plan(target: Target, body: dict[str, Any], output: str) -> int:
     if output == "json":
         show_one(told, output)
         return 0
-    show_many(told["nodes"], NODES, output)
-    show_many(told["waiting"], WAITING, output)
+    for rows, columns in ((told["nodes"], NODES), (told["waiting"], WAITING)):
+        if rows:
+            show_many(rows, columns, output)
     more = " or more" if told["more"] else ""
     say(f"{len(told['nodes'])} nodes change, {told['stranded_jobs']}{more} waiting jobs would have nobody to take them")
     return 0

@@ -66,12 +66,12 @@ def store_check(store: str | None, config: str | None, as_json: bool) -> NoRetur
     from sheratan_hub.storage_tools import tools_of
     from sheratan_hub.store_check import Report, check
 
-    async def run() -> Report:
+    async def run() -> tuple[str, Report]:
         async with tools_of(_store(store, config), "reading").reading() as reading:
             with progress("checked") as tell:
-                return await check(reading, tell=tell)
+                return reading.about.place, await check(reading, tell=tell)
 
-    report = _run(run())
+    place, report = _run(run())
     if as_json:
         _json(_reported(report))
     else:
@@ -80,7 +80,8 @@ def store_check(store: str | None, config: str | None, as_json: bool) -> NoRetur
         if len(report.problems) > SHOWN:
             click.echo(f"... {', '.join(f'{code} {n}' for code, n in sorted(report.found.items()))}")
         rows = sum(report.rows.values())
-        click.echo(f"{'ok' if report.clean else 'PROBLEMS'}: {rows} rows and {report.events} events were looked at")
+        verdict = "ok" if report.clean else "PROBLEMS"
+        click.echo(f"{verdict}: {rows} rows and {report.events} events of {place} were looked at")
     sys.exit(0 if report.clean else EXIT_FAILED)
 
 
@@ -117,7 +118,7 @@ def store_backup(folder: str, store: str | None, config: str | None, as_json: bo
     if as_json:
         _json({"ok": True, "folder": str(target), **msgspec.to_builtins(manifest)})
     else:
-        _told(manifest.holds, f"backed up into {target}")
+        _told(manifest.holds, f"{_name(store, config)} backed up into {target}")
 
 
 @store.command("restore")
@@ -237,6 +238,16 @@ def _store(named: str | None, config: str | None) -> Store:
         return open_store(named, clock)
     except (configuration.BadConfig, StoreRefused) as no:
         give_up(str(no), EXIT_CONFIG)
+
+
+def _name(named: str | None, config: str | None) -> str:
+    """The store's URL, to be shown."""
+    from sheratan_hub import config as configuration
+
+    if named is not None:
+        return named
+    settings, _ = configuration.load(config, os.environ)
+    return configuration.hide_password(configuration.store_url(settings))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -106,6 +106,13 @@ def give_up(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def url(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The value of an option that names a plane; without a scheme it would look like a hub that does not answer."""
+    if value and not value.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{value!r} is no URL such as http://127.0.0.1:8788")
+    return value or None
+
+
 def words(text: str) -> list[str]:
     """The words of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]

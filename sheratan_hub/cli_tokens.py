@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,9 @@ async def _rotate(target: Target, ends: dict[str, object], path: str | None, out
     clock = SystemClock()
     token = f"shn_{clock.secret()}{clock.secret()}"  # made here, so that the request can be repeated
     async with target.client(patience_seconds=PATIENCE_SECONDS) as hub:
-        told = await hub.call("control", "POST", "/api/tokens/rotation", {**ends, "token": token})
-    shown: dict[str, Any] = {**_ring(told), "token": token}
-    if path is not None:
-        write_secret(Path(path), token)
-        shown["token"] = f"written to {path}"
+        with secret_file(path) as keep:
+            told = await hub.call("control", "POST", "/api/tokens/rotation", {**ends, "token": token})
+            shown = {**_ring(told), "token": keep(token)}
     show_one(shown, output)
     say("give it to producers and nodes, then see `sheratan-hub tokens status`")
     return 0
@@ -104,10 +104,33 @@ def duration(text: str) -> float | None:
     return float(found[1]) * SECONDS[found[2] or "s"] if found else None
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Put `text` into a file for its owner only, in the place of what was there, at once."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
-    draft.replace(path)
+@contextmanager
+def secret_file(path: str | None) -> Iterator[Callable[[str], str]]:
+    """What keeps a secret in a file for its owner only, in the place of what was there, and says what to show instead.
+
+    Without a path that is the secret itself. A file that cannot be made is told before there is a secret to lose.
+    """
+    if path is None:
+        yield lambda text: text
+        return
+    draft = Path(path).with_name(Path(path).name + ".new")
+    try:
+        draft.unlink(missing_ok=True)
+        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise click.UsageError(f"--to: {path} cannot be written: {error.strerror}") from None
+
+    def keep(text: str) -> str:
+        try:
+            os.write(opened, f"{text}\n".encode())
+            draft.replace(path)
+        except OSError as error:
+            say(f"sheratan-hub: {path} cannot be written: {error.strerror}; the token is shown instead")
+            return text
+        return f"written to {path}"
+
+    try:
+        yield keep
+    finally:
+        os.close(opened)
+        draft.unlink(missing_ok=True)

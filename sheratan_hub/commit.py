@@ -38,7 +38,7 @@ class Committer:
     `after` is called with each `Committed` before its replies go out. `guests` is asked, with what a batch has
     decided, for pulls to be decided in the same transaction; if that fails, their futures are cancelled.
     `gate` is asked before each batch; what it answers refuses the batch.
-    `failing` tells whether the store refused the last batch.
+    `failing`: the store has failed, and has taken no change since.
     """
 
     def __init__(
@@ -175,7 +175,8 @@ class Committer:
             if guests and not isinstance(error, Conflict | StoreDown):
                 return await self._commit(batch, serving=False)  # it may have been a guest's fault
             return self._failed(batch, error)
-        self.failing = False
+        if committed.changes:
+            self.failing = False
         try:
             await self._learn(view, committed.changes)
         except Exception:
@@ -238,7 +239,7 @@ class Committer:
                 self.lanes.joined_by(row.lane, row.order)
             if row.kind == POINTER.kind:
                 self._judge_is_old = True
+        self.standing.learn(view, changes, self.lanes)  # before the store is asked, which may fail
         for lane in view.left | set(self.lanes.doubtful()):
             self.lanes.set(lane, (await self._store.heads(lane)).get(lane))
-        self.standing.learn(view, changes, self.lanes)
         await self._renew_judge()

@@ -535,6 +535,8 @@ def _checked(key: str, value: object, what: str) -> object:
         raise BadConfig(_misfit(key, what, str(error))) from error
     if FIELDS[key].type is int and not _range(key)[0] <= int(str(checked)) <= _range(key)[1]:
         raise BadConfig(f"{what} must be {_allowed(key)}.")
+    if isinstance(checked, str) and "\0" in checked:  # no file has such a name
+        raise BadConfig(f"{what} must be a text without NUL.")
     return checked
 
 

@@ -24,13 +24,13 @@ from sheratan_hub.rules.jobs import Job, job_key, job_of
 from sheratan_hub.rules.lanes import Offer
 from sheratan_hub.rules.nodes import Node, State, node_of, state_of
 from sheratan_hub.rules.pauses import Pause
-from sheratan_hub.rules.policies import POINTER, Pointer, Snapshot, pointer_of, snapshot_of, version_id
-from sheratan_hub.rules.policy import Judge
+from sheratan_hub.rules.policies import POINTER, Pointer, Snapshot, node_ask, pointer_of, snapshot_of, version_id
+from sheratan_hub.rules.policy import Ask, Judge
 from sheratan_hub.rules.pull import Pull, Pulled, bars_of
 from sheratan_hub.rules.view import View
 from sheratan_hub.storage import Changes, Key, Page, Row, Store, StoreDown
 from sheratan_hub.upkeep import SWEPT, clamp, sweep
-from sheratan_hub.waiting import Waiter, Waiting
+from sheratan_hub.waiting import Good, Waiter, Waiting
 
 log = logging.getLogger("sheratan.hub")
 
@@ -88,6 +88,7 @@ class Hub:
         """Go by other limits from now on, all but `age_ms`; who waits looks again."""
         self.limits = limits
         self.committer.adopt(limits)
+        self.keeping.adopt()
         self.waiting.wake_all()
 
     def stop(self) -> None:
@@ -126,25 +127,30 @@ class Hub:
         return (await self.pull_after((), command, wait_ms, origin))[1]
 
     async def pull_after(
-        self, first: Sequence[Command], command: Pull, wait_ms: int, origin: Origin, order: Order = "in_turn"
+        self,
+        first: Sequence[Command],
+        command: Pull,
+        wait_ms: int,
+        origin: Origin,
+        order: Order = "in_turn",
+        good: Good = None,
     ) -> tuple[list[Outcome], Pulled]:
         """Decide `first` and look, in one transaction; then wait and look as `pull` does. The outcomes of `first`.
 
-        By `while_fine` what is refused of `first` is raised, and nothing is leased.
+        By `while_fine` what is refused of `first` is raised, and nothing is leased. A wait ends when `good` does.
         """
         if first and self.waiting.thirsty:
             told = await self._take_turns(first, origin, order)
-            return told, (await self.pull_after((), command, wait_ms, origin))[1]
+            return told, (await self.pull_after((), command, wait_ms, origin, good=good))[1]
         if wait_ms <= 0 or len(self.waiting) >= self.max_polls:
             return await self._look([*first, command], origin, order)
         until = self.clock.now() + wait_ms
         outcomes: list[Outcome] = []
         name = (command.node_id, command.pull_id) if command.pull_id is not None else None
         with self.waiting.pull(await self._offer(command), command.limit, command.node_id, name) as waiter:
-            waiter.follows = command.capabilities is None
+            waiter.follows, waiter.good = command.capabilities is None, good
             while True:
-                waiter.bars = await self._bars(command)
-                waiter.event.clear()
+                waiter.asked, waiter.bars = await self._bars(command)
                 wakes, freed, mark = len(waiter.woken), waiter.freed, self.waiting.mark(waiter)
                 told, pulled = await self._look([*first, command], origin, order)
                 outcomes, first = [*outcomes, *told], ()
@@ -155,18 +161,19 @@ class Hub:
                 if freed and not found and pulled.reason != "inflight_limit":
                     self.waiting.pass_on(waiter)
                 left = until - self.clock.now()
-                over = left <= 0 or self.waiting.closed or waiter.replaced
+                over = left <= 0 or self.waiting.closed or waiter.dismissed
                 if pulled.jobs or over or pulled.reason not in WORTH_WAITING:
                     return outcomes, pulled
                 woken = await self._wait(waiter, command, origin, left)
                 given = await self._given(waiter)
-                if given is not None or not woken or waiter.replaced:
+                if given is not None or not woken or waiter.dismissed:
                     return outcomes, given or pulled
+                waiter.event.clear()
                 waiter.offer = await self._offer(command)
 
     async def _take_turns(self, first: Sequence[Command], origin: Origin, order: Order) -> list[Outcome]:
         """Others wait for a lease to end: what `first` frees is theirs, and its pull comes after them (rule 9)."""
-        outcomes = await self.execute_many(first, origin)
+        outcomes = await self.execute_many(first, origin, order=order)
         for one in outcomes:
             if isinstance(one, Exception) and (order == "while_fine" or not isinstance(one, Refused)):
                 raise one
@@ -258,15 +265,16 @@ class Hub:
         node = await self.node(command.node_id)
         return Offer(frozenset(node.capabilities if node else ()), command.kinds)
 
-    async def _bars(self, command: Pull) -> Callable[[str], bool] | None:
-        """What the active policy keeps from the node, as its pull will be told; None: nothing."""
+    async def _bars(self, command: Pull) -> tuple[Ask | None, Callable[[str], bool] | None]:
+        """(as what the node asks the active policy, what that keeps from it as its pull will be told); None: nothing"""
         if self.judge.trivial:
-            return None
-        return bars_of(command.node_id, await self.node(command.node_id), self.judge)
+            return None, None
+        node = await self.node(command.node_id)
+        return node_ask("pull", command.node_id, node), bars_of(command.node_id, node, self.judge)
 
-    async def job(self, job_id: str, wait_ms: int = 0) -> Job:
-        """The job, after waiting up to `wait_ms` for its end. Refused with `job_not_found`."""
-        with self.waiting.job(job_id) as finished:
+    async def job(self, job_id: str, wait_ms: int = 0, good: Good = None) -> Job:
+        """The job, after waiting up to `wait_ms` for its end, or that of `good`. Refused with `job_not_found`."""
+        with self.waiting.job(job_id, good) as finished:
             job = await self._find_job(job_id)
             if wait_ms > 0 and not job.finished and len(self.waiting) <= self.max_polls:
                 await self.clock.wait(finished.event.wait(), wait_ms)

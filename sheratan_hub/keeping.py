@@ -49,11 +49,18 @@ class Keeping:
             self._watch = True
             self.nudge(self._watched_at + WATCH_MS)
 
+    def adopt(self) -> None:
+        """Other ages and bounds are in force: look at everything now, not when the rest is over."""
+        self._jobs_at = self._ledger_at = 0
+        self._watch = True
+        self.nudge(self._hub.clock.now())
+
     async def prune(self) -> int | None:
         """Forget the finished jobs and the events whose time is over; when to come again."""
-        now = self._hub.clock.now()
+        now, limits = self._hub.clock.now(), self._hub.limits
         if now >= self._jobs_at:
-            self._jobs_at = min(await self._prune_jobs(), await self._prune_missions())
+            next_at = min(await self._prune_jobs(), await self._prune_missions())
+            self._jobs_at = next_at if self._hub.limits is limits else 0
         if self._watch:
             self._watch, self._watched_at = False, now
             try:
@@ -99,6 +106,7 @@ class Keeping:
         """Nothing is dropped for being too many; that there are is said once, until there are fewer again."""
         limits = self._hub.limits
         if not limits.dead_letters:
+            self.over = False
             return
         n = (await self._hub.counts("job:failed")).get("job:failed", 0)
         if n > limits.dead_letters_max and not self.over:

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -82,6 +83,8 @@ class Keyring:
         self._holders: dict[bytes, Holder] = {}
         self._uses: OrderedDict[str, Use] = OrderedDict()
         self._tidy_at = 0
+        self.changed: Callable[[], None] = lambda: None
+        """Called when what is in force has changed."""
 
     async def open(self, hub: Hub, token: str, next_token: str = "", until: int = 0) -> None:
         """Let settings and store agree, then load. Raises `Refused` when the store fails, or with `old_token`."""
@@ -111,6 +114,7 @@ class Keyring:
         for row in rows:
             self._take(row)
         self._index()
+        self.changed()
 
     def committed(self, committed: Committed) -> None:
         """The observer: what a batch has changed of the tokens counts before its replies go out."""
@@ -128,6 +132,8 @@ class Keyring:
                 self._holders.pop(bytes.fromhex(access.digest), None)
         if any(row.kind != "access" for row in touched):
             self._index()
+        if touched or gone:
+            self.changed()
 
     def _take(self, row: Row) -> None:
         if row.key == RING:

@@ -17,7 +17,7 @@ import msgspec
 
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.items import Committed
-from sheratan_hub.ledger_files import NEVER, Rotation, last_line, last_of_full_ones, set_aside
+from sheratan_hub.ledger_files import NEVER, Rotation, has_lines, last_line, last_of_full_ones, set_aside
 from sheratan_hub.storage import LedgerLine, Store
 
 log = logging.getLogger("sheratan.ledger")
@@ -66,8 +66,9 @@ class LedgerFile:
     """Appends to `path` what the store's ledger has beyond its last line.
 
     Raises `OSError` when it cannot be opened. Nothing in it is touched before the store is open and so this process
-    is the only one to write it. A file whose last line the store does not know belongs to another ledger: it is set
-    aside as `ledger.jsonl.old`. When it is full by `rotation` it is renamed and a new one begun.
+    is the only one to write it. A file whose last line the store does not know belongs to another ledger, one without
+    a line of a ledger to something else: it is set aside as `ledger.jsonl.old`. When it is full by `rotation` it is
+    renamed and a new one begun.
     """
 
     def __init__(self, path: Path, store: Store, rotation: Rotation = NEVER) -> None:
@@ -89,7 +90,11 @@ class LedgerFile:
         """The last whole line with its number, what a crash left behind it is cut off; if the file has none, that of
         the newest one that was full."""
         seq, line, end = last_line(self._file)
-        os.ftruncate(self._file, end)
+        if not seq and has_lines(self._file):
+            set_aside(self.path, alone=True)
+            self._reopen()
+        else:
+            os.ftruncate(self._file, end)
         return (seq, line) if seq else last_of_full_ones(self.path)
 
     def committed(self, committed: Committed) -> None:

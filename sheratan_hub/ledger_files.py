@@ -19,7 +19,7 @@ import msgspec
 log = logging.getLogger("sheratan.ledger")
 
 TAIL_BYTES = 4 << 20
-"""Where the last whole line is looked for: an event may name an artifact path of a megabyte."""
+"""So much is read at once to find the last whole line: an event may name an artifact path of a megabyte."""
 
 HEAD_BYTES = 128
 """A line's number and time stand at its beginning."""
@@ -74,16 +74,20 @@ def full_ones(path: Path) -> list[Path]:
 def last_line(file: int) -> tuple[int, bytes, int]:
     """The last whole line of an open file: its number (0: there is none), its text, and where it ends."""
     end = os.fstat(file).st_size
-    tail = os.pread(file, TAIL_BYTES, max(0, end - TAIL_BYTES))
-    cut = end - len(tail)
-    while tail:
-        start = tail.rfind(b"\n", 0, len(tail) - 1) + 1
-        line = tail[start:]
-        seq = _seq_of(line)
-        if seq:
-            return seq, line, cut + len(tail)
-        tail = tail[:start]
-    return 0, b"", cut
+    while end:
+        start = max(0, end - TAIL_BYTES)
+        tail = os.pread(file, end - start, start)
+        stop = len(tail)
+        while stop:
+            at = tail.rfind(b"\n", 0, stop - 1) + 1
+            line = tail[at:stop]
+            if seq := _seq_of(line):
+                return seq, line, start + stop
+            if at == 0 and start and stop < len(tail):
+                break  # it may begin before this piece
+            stop = at
+        end = start + stop
+    return 0, b"", 0
 
 
 def last_of_full_ones(path: Path) -> tuple[int, bytes]:
@@ -97,10 +101,15 @@ def last_of_full_ones(path: Path) -> tuple[int, bytes]:
     return 0, b""
 
 
-def set_aside(path: Path) -> None:
-    """They are another ledger's: the file and those that it was renamed to get names that end in `.old`, or `.old.2`
-    and so on where there is such a one; nothing is overwritten."""
-    for one in (*full_ones(path), path):
+def has_lines(file: int) -> bool:
+    """Whether an open file begins with a line at all."""
+    return b"\n" in os.pread(file, TAIL_BYTES, 0)
+
+
+def set_aside(path: Path, *, alone: bool = False) -> None:
+    """They are another ledger's: the file and (unless `alone`) those that it was renamed to get names that end in
+    `.old`, or `.old.2` and so on where there is such a one; nothing is overwritten."""
+    for one in (*(() if alone else full_ones(path)), path):
         _set_aside(one)
 
 

@@ -141,7 +141,7 @@ class PlaneFile(logging.handlers.WatchedFileHandler):
 
     def _make_room(self) -> None:
         """Begin a new file if this one is full. If that cannot be done it grows on."""
-        if os.stat(self.baseFilename).st_size < self._max_bytes:
+        if self.stream is None or os.fstat(self.stream.fileno()).st_size < self._max_bytes:
             return
         try:
             shift(Path(self.baseFilename), self._keep_files)
@@ -150,6 +150,11 @@ class PlaneFile(logging.handlers.WatchedFileHandler):
             sys.stderr.write(f"ERROR cannot rotate {self.baseFilename}, which grows on: {error}\n")
             return
         self.reopenIfNeeded()
+
+    def close(self) -> None:
+        """Let go of the file; that lines could not be written was said when they were."""
+        with suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Say in one line on stderr that a record was lost."""

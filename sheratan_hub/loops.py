@@ -12,6 +12,7 @@ from sheratan_hub.rules.command import Refused
 log = logging.getLogger("sheratan.loops")
 
 LATE_MS = 5000
+NEVER = 2**62
 
 Step = Callable[[], Awaitable[int | None]]
 """Does what is due; returns when it wants to run again (ms since 1970), or None."""
@@ -53,7 +54,8 @@ class Loop:
         """Run until cancelled. Broad `except`, one of the four: a failed step is logged, counted and tried again."""
         while True:
             asked: int | None = None
-            self._next_at = at_least = self._clock.now() + self._at_least_ms
+            at_least = self._clock.now() + self._at_least_ms
+            self._next_at = NEVER  # but a nudge may come while the step runs
             try:
                 asked = await self._step()
                 self._said = ""
@@ -65,9 +67,9 @@ class Loop:
             except Exception:
                 self.errors += 1
                 log.exception("loop %s failed", self.name)
-            if asked is not None:
-                unmoved = self._rests and self._next_at == at_least  # nobody has nudged it meanwhile
-                self._next_at = asked if unmoved else min(self._next_at, asked)
+            if asked is None or not self._rests:
+                asked = at_least if asked is None else min(asked, at_least)
+            self._next_at = min(self._next_at, asked)
             since = self._clock.now()
             await self._sleep()
             over = self._clock.now() - max(self._next_at, since)

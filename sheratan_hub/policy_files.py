@@ -60,12 +60,19 @@ def _texts(folder: Path) -> list[tuple[Path, bytes]]:
         paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
         found = []
         for path in paths:
+            if not _is_text(path.name):
+                raise StoreRefused(f"{path!a} must have a name in UTF-8")
             if path.stat().st_size > FILE_BYTES:
                 raise StoreRefused(f"{path} is larger than {FILE_BYTES} bytes")
             found.append((path, path.read_bytes()))
     except OSError as error:
         raise StoreRefused(f"policies cannot be read: {error}") from error
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be stored: what the file system has in another encoding comes as lone surrogates."""
+    return name.encode(errors="ignore").decode() == name
 
 
 def _policy(path: Path, text: bytes) -> Policy:

@@ -101,7 +101,10 @@ async def _until_stopped(app: App, load: Load, signals: Signals, notifier: Notif
     reload = Reload(app, load, with_logs=True)
     pulse = Pulse(app.hub, notifier)
     loop = Loop("watchdog", pulse.step, app.clock, notifier.beat_ms)
-    beating = asyncio.create_task(loop.run(), name=loop.name) if notifier.beat_ms else None
+    beating = None
+    if notifier.beat_ms:
+        app.watch_loops(loop)
+        beating = asyncio.create_task(loop.run(), name=loop.name)
     notifier.ready(status)
     while not signals.stop:
         if signals.again:

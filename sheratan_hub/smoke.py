@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -25,7 +26,9 @@ import aiohttp
 from sheratan_hub.audit_lines import FILE_NAME, chain_files
 from sheratan_hub.audit_verify import verify
 from sheratan_hub.canonical import result_sha256, result_sig
+from sheratan_hub.client import CONTROL_URL, DATA_URL
 from sheratan_hub.clock import Clock, SystemClock
+from sheratan_hub.config import DEFAULT_TOKEN
 
 OWN_DEPTH = 20
 """Queue depth of a hub that is started for the checklist, so that reaching it is quick."""
@@ -84,7 +87,7 @@ class Target:
         self.logs: Path | None = None
         self.hmac_key = os.environ.get("SHERATAN_RESULT_HMAC_KEY", "")
         self.name = f"smoke-{clock.secret()[:8]}"
-        self.paused, self.busy, self.access_id = False, False, ""
+        self.paused, self.busy, self.turning, self.access_id = False, False, False, ""
 
     async def ask(self, plane: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request with the token, unless `headers` are given."""
@@ -165,7 +168,7 @@ class Target:
 
     async def clean_up(self) -> list[str]:
         """Take away what the checks have left; what stays all the same, and why, as sentences."""
-        steps = (self._end_jobs, self._end_pause, self._forget_nodes, self._revoke)
+        steps = (self._end_jobs, self._end_pause, self._forget_nodes, self._revoke, self._end_rotation)
         return [text for step in steps if (text := await self._tried(step))]
 
     async def _tried(self, step: Callable[[], Awaitable[str]]) -> str:
@@ -215,6 +218,14 @@ class Target:
     async def _revoke(self) -> str:
         if self.access_id:
             await self.ask("control", "DELETE", f"/api/access/{self.access_id}")
+        return ""
+
+    async def _end_rotation(self) -> str:
+        """One whose beginning or end was not answered."""
+        if self.turning:
+            gone = await self.ask("control", "DELETE", "/api/tokens/rotation")
+            if gone.status != 200 and gone.body.get("code") != "no_rotation":
+                return "a rotation of the token: sheratan-hub tokens abandon"
         return ""
 
     def sign(self, plane: str) -> str:
@@ -603,7 +614,9 @@ async def _begin(hub: Target, seconds: float) -> str:
     if before["next"] is not None:
         raise NotHere("a rotation is under way")
     token = f"{hub.name}-{hub.clock.secret()}"
+    hub.turning = not hub.own
     begun = await hub.ask("control", "POST", "/api/tokens/rotation", {"seconds": seconds, "token": token})
+    hub.turning = hub.turning and begun.status == 201
     expect(begun.status == 201, f"the beginning gave {begun.status}: {begun.body}")
     expect(begun.body["active"] == before["active"] and token not in json.dumps(begun.body), f"it said {begun.body}")
     return token
@@ -620,7 +633,8 @@ async def _abandoned(hub: Target) -> None:
         expect((again.status, again.body["code"]) == (409, "rotation_under_way"), f"a second one gave {again.status}")
     finally:
         gone = await hub.ask("control", "DELETE", "/api/tokens/rotation")
-        expect(gone.status == 200, f"call `sheratan-hub tokens abandon`: to abandon it gave {gone.status}")
+        expect(gone.status == 200, f"to abandon it gave {gone.status}")
+        hub.turning = False
     expect(await _answers(hub, token) == {(403, "invalid_token")}, "the abandoned token is still accepted")
     after = (await hub.ask("control", "GET", "/api/tokens")).body
     expect((after["active"], after["next"]) == (before, None), f"the tokens are not as they were: {after}")
@@ -739,18 +753,20 @@ async def run(
     control_url: str | None, data_url: str | None, token: str | None, echo: Echo, tls: ssl.SSLContext | None = None
 ) -> int:
     """Go through the list; 0 if every promise is kept, else 1. Without URLs a hub is started for it, and ended.
+    SIGTERM does what Ctrl-C does.
 
     `tls` is for a hub whose certificate the system does not know, or that asks for one.
     """
     clock = SystemClock()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     connector = aiohttp.TCPConnector(ssl=tls or True)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40), connector=connector) as session:
         try:
             if control_url is None and data_url is None:
                 async with own_hub(session, clock) as own:
                     return await go_through(own, echo)
-            control, data = control_url or "http://127.0.0.1:8787", data_url or "http://127.0.0.1:8788"
-            return await on_running_hub(Target(session, control, data, token or "shared-secret", clock), echo)
+            control, data = control_url or CONTROL_URL, data_url or DATA_URL
+            return await on_running_hub(Target(session, control, data, token or DEFAULT_TOKEN, clock), echo)
         except Failed as why:
             echo(f"FAIL  the hub: {why}")
             return 1
@@ -778,7 +794,8 @@ async def go_through(hub: Target, echo: Echo) -> int:
         count[verdict] += 1
         echo(f"{verdict}  {name}{why and ': '}{why}")
     skipped = f", {count['SKIP']} skipped" if count["SKIP"] else ""
-    echo(f"smoke: {count['PASS']} passed, {count['FAIL']} failed{skipped}")
+    where = "a hub of its own" if hub.own else " and ".join(dict.fromkeys(hub.urls.values()))
+    echo(f"smoke: {count['PASS']} passed, {count['FAIL']} failed{skipped}, on {where}")
     return 1 if count["FAIL"] else 0
 
 

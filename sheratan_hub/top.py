@@ -10,7 +10,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from sheratan_hub.answers import Node, NodePage
-from sheratan_hub.client import HubClient, HubRefused
+from sheratan_hub.client import HubClient, HubRefused, HubUnreachable
 from sheratan_hub.clock import Clock, rfc3339
 from sheratan_hub.transport import Plane
 
@@ -32,6 +32,9 @@ STARTED = ("process_start_time_seconds", "")
 """Another one means that the counters began anew."""
 
 NODES_ASKED, ALERTS_ASKED = 100, 5
+
+NONSENSE = (ValueError, LookupError, TypeError, AttributeError, msgspec.DecodeError)
+"""What comes of answers that no hub gives: those of a proxy, or half an answer."""
 
 Samples = Mapping[tuple[str, str], float]
 """A metric's value by its name and its one label's value (or none)."""
@@ -72,6 +75,12 @@ class Sampler:
 
     async def sample(self) -> Snapshot:
         """How it is now."""
+        try:
+            return await self._sample()
+        except NONSENSE as error:
+            raise HubUnreachable(f"what answers there does not answer as a hub: {error}") from None
+
+    async def _sample(self) -> Snapshot:
         control, data, well, data_well, nodes, alerts = await asyncio.gather(
             self._hub.text("control", "/metrics"),
             self._hub.text("data", "/metrics"),

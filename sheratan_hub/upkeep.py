@@ -11,6 +11,7 @@ from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.jobs import job_of
 from sheratan_hub.rules.nodes import Swept, node_of
 from sheratan_hub.rules.pauses import SweepPauses
+from sheratan_hub.rules.probe import Probe
 from sheratan_hub.rules.silence import ClampNodes, SweepNodes
 from sheratan_hub.rules.sweep import ClampDelays, ClampLeases, SweepJobs, delayed_beyond
 
@@ -28,7 +29,10 @@ async def sweep(hub: Hub) -> int | None:
     await hub.beats.unsaved.catch_up()
     await _clamp_delays(hub)
     commands: list[Command] = [SweepJobs(agenda, hub.clock.jitter()) for agenda in JOB_AGENDAS]
-    outcomes = await hub.execute_many([*commands, *cascades(), SweepNodes(), SweepPauses()], urgent=True)
+    commands += [*cascades(), SweepNodes(), SweepPauses()]
+    if hub.committer.failing:
+        commands.append(Probe(writes=True))
+    outcomes = await hub.execute_many(commands, urgent=True)
     hub.lease_ends_at = outcomes[0].next_at if isinstance(outcomes[0], Swept) else None
     swept = [outcome for outcome in outcomes if isinstance(outcome, Swept)]
     await reap(hub, [end for one in swept for end in one.owed])

@@ -19,7 +19,12 @@ from sortedcontainers import SortedList
 from sheratan_hub.items import Item, Outcome
 from sheratan_hub.rules.lanes import Offer, Shape, read_lane, suits
 from sheratan_hub.rules.nodes import node_of
+from sheratan_hub.rules.policies import node_ask
+from sheratan_hub.rules.policy import Ask
 from sheratan_hub.storage import Row
+
+Good = Callable[[], bool] | None
+"""Whether the token of one who waits is still in force; None: there is none."""
 
 
 class Waiter:
@@ -28,14 +33,16 @@ class Waiter:
     `woken` holds the lanes it was woken for and has not used; `saturated`, that it waits for a lease to end; `full`,
     that it waits for one of its own node; `freed`, that it was woken because one has ended. `item` is its pull while
     it sleeps; `served`, once that is decided in the batch that makes a job for it, will hold the outcome (cancelled:
-    it must look itself). `replaced`: the same pull has come again, so that nobody reads this one's answer any more.
+    it must look itself). `dismissed`: the same pull has come again, so that nobody reads this one's answer any more,
+    or its token has ended: `good` tells whether that is still in force.
     `free` is what it bids, `ended` counts the ends of its node's leases, `place` is where it stands in line.
-    `follows`: it offers what its node's heartbeats say.
+    `follows`: it offers what its node's heartbeats say. `bars` tells of a lane whether the policy keeps its jobs from
+    it, as long as its node is what was `asked` about.
     """
 
     __slots__ = (
         *("ended", "event", "free", "freed", "full", "item", "limit", "node", "offer"),
-        *("follows", "place", "replaced", "saturated", "served", "woken", "bars"),
+        *("asked", "bars", "dismissed", "follows", "good", "place", "saturated", "served", "woken"),
     )
 
     def __init__(self, offer: Offer, limit: int, node: str, place: int) -> None:
@@ -50,10 +57,12 @@ class Waiter:
         self.freed = False
         self.item: Item | None = None
         self.served: asyncio.Future[list[Outcome]] | None = None
-        self.replaced = False
+        self.dismissed = False
+        self.good: Good = None
         self.free = limit
         self.ended = 0
         self.bars: Callable[[str], bool] | None = None
+        self.asked: Ask | None = None
         self.place: Place = (-limit, place, self)
 
     def serve(self, limit: int) -> Item:
@@ -84,7 +93,12 @@ class Waiter:
 
     def could_take(self, shape: Shape) -> bool:
         """Whether it can take a job of this shape, and its answer would be read."""
-        return not self.replaced and suits(*shape, self.offer)
+        return not self.dismissed and suits(*shape, self.offer)
+
+    def dismiss(self) -> None:
+        """Send it home without a job."""
+        self.dismissed = True
+        self.event.set()
 
 
 Place = tuple[int, int, Waiter]
@@ -94,10 +108,11 @@ Place = tuple[int, int, Waiter]
 class JobWaiter:
     """One who waits for a job's end: an event that is set then, and the row as it was committed."""
 
-    __slots__ = ("event", "row")
+    __slots__ = ("event", "good", "row")
 
-    def __init__(self) -> None:
+    def __init__(self, good: Good) -> None:
         self.event = asyncio.Event()
+        self.good = good
         self.row: Row | None = None
 
 
@@ -135,7 +150,7 @@ class Waiting:
 
     def offers(self, node: str) -> tuple[Offer, ...]:
         """What the node's waiting pulls ask for, each once."""
-        return tuple(dict.fromkeys(one.offer for one in self._nodes.get(node, ()) if not one.replaced))
+        return tuple(dict.fromkeys(one.offer for one in self._nodes.get(node, ()) if not one.dismissed))
 
     @property
     def thirsty(self) -> int:
@@ -159,8 +174,7 @@ class Waiting:
             waiter.event.set()
         if name is not None:
             if (older := self._named.get(name)) is not None:
-                older.replaced = True
-                older.event.set()
+                older.dismiss()
             self._named[name] = waiter
         try:
             self._line.add(waiter.place)
@@ -184,9 +198,9 @@ class Waiting:
             del self._nodes[waiter.node]
 
     @contextmanager
-    def job(self, job_id: str) -> Iterator[JobWaiter]:
+    def job(self, job_id: str, good: Good = None) -> Iterator[JobWaiter]:
         """Wait for the job's end."""
-        waiter = JobWaiter()
+        waiter = JobWaiter(good)
         if self._closed:
             waiter.event.set()
         self._jobs.setdefault(job_id, set()).add(waiter)
@@ -259,13 +273,15 @@ class Waiting:
                 waiting.event.set()
 
     def _heard(self, row: Row) -> None:
-        """A node's row was written: what limits it may have changed, or what it can do."""
+        """A node's row was written: what limits it may have changed, what it can do, or what the policy says of it."""
         self._look_again(row.id)
-        following = [waiter for waiter in self._nodes[row.id] if waiter.follows]
-        if following:
-            capabilities = frozenset(node_of(row).capabilities)
-            for waiter in following:
-                if waiter.offer.capabilities != capabilities:
+        concerned = [waiter for waiter in self._nodes[row.id] if waiter.follows or waiter.asked]
+        if concerned:
+            node = node_of(row)
+            capabilities, ask = frozenset(node.capabilities), node_ask("pull", node.id, node)
+            for waiter in concerned:
+                offers_other = waiter.follows and waiter.offer.capabilities != capabilities
+                if offers_other or waiter.asked not in (None, ask):
                     waiter.event.set()
 
     def _look_again(self, node: str) -> None:
@@ -311,6 +327,15 @@ class Waiting:
         """Let everybody look again: what kept them from work has changed."""
         for _, _, waiter in self._line:
             waiter.event.set()
+
+    def review(self) -> None:
+        """Tokens have changed: send home whose token is no longer in force."""
+        for _, _, waiter in self._line:
+            if waiter.good is not None and not waiter.good():
+                waiter.dismiss()
+        for one in (one for waiters in self._jobs.values() for one in waiters):
+            if one.good is not None and not one.good():
+                one.event.set()
 
     def takers(self, lanes: Mapping[str, int]) -> list[tuple[Waiter, int]]:
         """The sleeping pulls that get the jobs in these lanes, and how many each: one by one to the best bid."""

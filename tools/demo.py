@@ -92,7 +92,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     bodies = [body(kind, path) for path in islice(stdlib_files(), given.files) for kind in KINDS]
     root = sysconfig.get_path("stdlib")
-    console.print(f"{len(bodies)} jobs: {' and '.join(KINDS)} for every .py file of {root}", soft_wrap=True)
+    what = f"{len(bodies)} jobs: {' and '.join(KINDS)} for every .py file of {root}"
+    console.print(f"{what}; and a mission in {len(STAGES)} stages", soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="sheratan-demo-") as folder, owned_processes() as processes:
         site = make_site(Path(folder), given.store, given.move)
         try:

@@ -228,6 +228,7 @@ class Load:
             "seconds": seconds,
             "verbs": {name: verb.document(seconds) for name, verb in self.verbs.items() if verb.sent},
             "not_sent": max(0, wanted - self.slots),
+            "kind": self.given.kind,
             "jobs_submitted": self.submitted,
             "jobs_completed": self.completed,
             "jobs_left_queued": max(0, self.submitted - self.completed - len(self.held)),
@@ -271,6 +272,8 @@ def show(told: dict[str, Any]) -> None:
     print(
         f"{told['jobs_left_queued']} left queued, {told['leases_left']} left leased; {told['empty_pulls']} empty pulls"
     )
+    if told["jobs_left_queued"]:
+        print(f"         take them away: sheratan-hub queue purge --kind {told['kind']}")
     if told["not_sent"]:
         print(f"not sent {told['not_sent']} requests were due, but no connection was free: the hub is slower than that")
     if told["cpu_share"] > 0.9:

@@ -1,7 +1,7 @@
 """Turns the token of a live fleet and counts who was refused: `make rotation`, or `--store file`.
 
 A hub, workers with a `token_file` each, producers that never stop and never try twice. The commands are those of the
-README's "Rotate the token". After the window the old token must be refused, and until then nobody: by the hub's own
+how-to "Rotate the token". After the window the old token must be refused, and until then nobody: by the hub's own
 audit log and by what the clients were answered. Exit status 1 when anybody was, or a job was lost.
 """
 
@@ -29,11 +29,11 @@ from tools import demo, demo_worker
 from tools.demo import Processes, Site, console
 
 WORKERS = PRODUCERS = 3
-WINDOW_SECONDS = 6.0
+WINDOW_SECONDS = 10.0
 AFTER_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
 NEARLY_SECONDS = 0.1
-NODE_TTL_SECONDS = 3
+NODE_TTL_SECONDS = 6
 GIVE_UP_SECONDS = 90
 FILE = str(Path(demo_worker.__file__ or "").resolve())
 

@@ -46,18 +46,24 @@ class Alerts:
         self.raised: Counter[str] = Counter({self._few.label(rule): 0 for rule in rules})
         self._inode, self._offset = self._stamp()
 
-    def _stamp(self) -> tuple[int, int]:
+    def _stamp(self, path: Path | None = None) -> tuple[int, int]:
         with suppress(OSError):
-            found = self._path.stat()
+            found = (path or self._path).stat()
             return found.st_ino, found.st_size
         return 0, 0
 
     def look(self) -> None:
-        """Read on. A file that was moved away or cut is read anew from its start."""
+        """Read on. A file that was cut is read anew from its start; of one that was rotated the rest comes first."""
         inode, size = self._stamp()
         if inode != self._inode or size < self._offset:
+            before = self._path.with_name(f"{self._path.name}.1")
+            if self._inode and self._stamp(before)[0] == self._inode:
+                self._read(before)
             self._inode, self._offset = inode, 0
-        with suppress(OSError), self._path.open("rb") as file:
+        self._read(self._path)
+
+    def _read(self, path: Path) -> None:
+        with suppress(OSError), path.open("rb") as file:
             file.seek(self._offset)
             while b"\n" in (text := file.read(CHUNK_BYTES)):
                 whole = text[: text.rfind(b"\n") + 1]

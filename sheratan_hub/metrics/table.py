@@ -130,7 +130,7 @@ FAMILIES = (
     ),
     histogram("control", "sheratan_event_loop_lag_seconds", "How late the event loop was, looked at 4 times a second."),
     counter("control", "sheratan_loop_errors_total", "Steps of background loops that failed.", "loop"),
-    gauge("control", "sheratan_store_up", "1 while the store can be read and the last batch could be written."),
+    gauge("control", "sheratan_store_up", "1 while the store can be read and the last change could be written."),
     gauge("control", "sheratan_store_size_bytes", "The store's files, looked at every 10 seconds."),
     gauge("control", "sheratan_store_wal_bytes", "Of these, what is written ahead: SQLite's WAL, the log's segments."),
     gauge("control", "sheratan_store_disk_free_bytes", "Room on the store's disk."),

@@ -22,10 +22,10 @@ from sheratan_hub.rules import stored
 from sheratan_hub.rules.command import Event
 from sheratan_hub.rules.edges import failed_of
 from sheratan_hub.rules.jobs import FINISHED, Job, job_key
-from sheratan_hub.rules.missions import mission_key
+from sheratan_hub.rules.missions import STATUSES, Mission, mission_key
 from sheratan_hub.rules.policies import START_HASH, Pointer, Snapshot, version_id
 from sheratan_hub.rules.stored import as_it_should, child_of_link, ends_of, is_known, name_in
-from sheratan_hub.rules.view import facets
+from sheratan_hub.rules.view import facets, in_mission, pruned_of
 from sheratan_hub.storage import Key, Row
 
 PROBLEMS = {
@@ -50,6 +50,7 @@ PROBLEMS = {
     "edges_off": "a job's count of what it depends on is not that of its edges",
     "lease_without_job": "more leases are counted for a node or a source than jobs are leased",
     "counts_off": "a counter is not what counting gives",
+    "mission_kept": "all jobs of a mission are gone, and it does not know: nobody would forget it",
     "policy_broken": "a policy version does not prove itself, or its predecessor",
     "policy_missing": "the active policy version is not there, or another one than was activated",
     "event_gap": "numbers of events are missing",
@@ -66,6 +67,9 @@ NOTES = {
     "not_all": "not everything was looked at",
 }
 """Every code of a note: worth telling, and nothing wrong."""
+
+MISSION = "m:"
+"""How the counters of missions begin."""
 
 BUCKETS = 1 << 14
 MASK = (1 << 64) - 1
@@ -90,6 +94,7 @@ class Consistency:
         self.events = 0
         self._counts: Counter[str] = Counter()
         self._sums = Sums()
+        self._missions: dict[str, bool] = {}
         self._policy: Snapshot | None = None
         self._versions: dict[int, str] = {}
         self._next_event = 0
@@ -119,7 +124,9 @@ class Consistency:
             if check is not None:
                 yield from check(row, doc, beside)
             self._sums.add(row, doc)
-            if row.kind in ("policy", "policy-active"):
+            if isinstance(doc, Mission):
+                self._missions[doc.id] = doc.over
+            elif row.kind in ("policy", "policy-active"):
                 yield from self._chain(row, doc)
 
     def _chain(self, row: Row, doc: Any) -> Iterator[Problem]:
@@ -140,22 +147,43 @@ class Consistency:
     # Counters and events
 
     def counted(self, counts: Mapping[str, int]) -> Iterator[Problem]:
-        """What is wrong with the counters, once all rows were seen."""
-        for facet in sorted(self._counts.keys() | counts.keys()):
-            told, right = counts.get(facet, 0), self._counts[facet]
-            if told == right or (told > right and keeps_pruned(facet)):
-                continue
-            leases = told > right and facet.startswith(("leases:", "running:"))
-            code = "lease_without_job" if leases else "counts_off"
-            yield Problem(code, facet, f"it is {told}, and counting gives {right}")
+        """What is wrong with the counters, and with missions by these, once all rows were seen."""
+        rights = self.recounted(counts)
+        for facet in sorted(rights.keys() | counts.keys()):
+            told, right = counts.get(facet, 0), rights.get(facet, 0)
+            if told != right:
+                leases = told > right and facet.startswith(("leases:", "running:"))
+                code = "lease_without_job" if leases else "counts_off"
+                yield Problem(code, facet, f"it is {told}, and should be {right}")
+        for id, over in self._missions.items():
+            if not over and not self._left_of(id):
+                yield Problem(
+                    "mission_kept", f"mission {id}", "none of its jobs is left, and it is not said to be over"
+                )
 
     def recounted(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """The counters as they should be; those of missions keep what they say of jobs that were pruned."""
-        kept = {facet: n for facet, n in counts.items() if keeps_pruned(facet)}
-        right = dict(self._counts)
-        for facet, n in kept.items():
-            right[facet] = max(n, right.get(facet, 0))
-        return {facet: n for facet, n in right.items() if n > 0}
+        """The counters as they should be, given what they are: missions go on counting jobs that were pruned."""
+        right = {facet: n for facet, n in self._counts.items() if not facet.startswith(MISSION)}
+        for id in {
+            facet[len(MISSION) :].rpartition(":")[0] for facet in (*counts, *self._counts) if facet[:2] == MISSION
+        }:
+            right |= self._mission(id, counts)
+        return {facet: n for facet, n in right.items() if n}
+
+    def _mission(self, id: str, counts: Mapping[str, int]) -> dict[str, int]:
+        """A mission's counters; none if nothing is left of it (design rule 15)."""
+        left = self._left_of(id)
+        if not left and id not in self._missions:
+            return {}
+        right = {facet: self._counts[facet] for facet in _states_of(id)}
+        for status in FINISHED:
+            facet = in_mission(status, id)
+            right[facet] = max(right[facet], counts.get(facet, 0))
+        return {**right, pruned_of(id): sum(right.values()) - left}
+
+    def _left_of(self, mission_id: str) -> int:
+        """How many of a mission's jobs were seen."""
+        return sum(self._counts[facet] for facet in _states_of(mission_id))
 
     def line(self, first: int, lines: Sequence[bytes]) -> Iterator[Problem]:
         """What is wrong with a batch of events, which come in order."""
@@ -182,9 +210,8 @@ class Consistency:
         return self._sums.recount()
 
 
-def keeps_pruned(facet: str) -> bool:
-    """Whether a counter goes on counting jobs that were pruned: a mission's, of finished ones (design rule 15)."""
-    return facet.startswith("m:") and facet.rpartition(":")[2] in FINISHED
+def _states_of(mission_id: str) -> Iterator[str]:
+    return (in_mission(status, mission_id) for status in STATUSES)
 
 
 def fields(row: Row, doc: Any) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from sheratan_hub.rules.consistency import OF_A_JOB, holds_key, impossible
 from sheratan_hub.rules.edges import edge, failed_of
 from sheratan_hub.rules.evidence import evidence_of
 from sheratan_hub.rules.jobs import Job, job_key
-from sheratan_hub.rules.missions import mission_key
+from sheratan_hub.rules.missions import Mission, mission_key
 from sheratan_hub.rules.policies import POINTER, START_HASH, Pointer, Snapshot
 from sheratan_hub.rules.stored import as_it_should, child_of_link, ends_of, name_in
 from sheratan_hub.rules.submit import KeyDoc
@@ -49,6 +49,7 @@ class Found:
         self.failed: Counter[str] = Counter()
         self.parents: set[str] = set()
         self.untold: set[str] = set()
+        self.missions: set[str] = set()
         self._chain = START_HASH
         self._versions: dict[int, str] = {}
 
@@ -68,6 +69,8 @@ class Found:
             lost = isinstance(job, Job) and job.params_apart and (params is None or read(params) is None)
             if not isinstance(job, Job) or job.id != row.id or lost:
                 self.dead.add(row.id)
+            elif job.mission_id is not None:
+                self.missions.add(job.mission_id)
 
     def beside_edge(self, rows: Sequence[Row]) -> set[Key]:
         """What must be seen with some edges: the jobs at their ends, and whether a redrive is told of."""
@@ -149,6 +152,8 @@ class Found:
             return self._policy(row, doc)
         if isinstance(doc, Pointer):
             return self._pointer(row, doc)
+        if isinstance(doc, Mission) and not doc.over and doc.id not in self.missions:
+            return Mended((doc.with_(over=True).row,), f"mission {row.id}: it is over, as none of its jobs is left")
         right = as_it_should(row, doc)
         if right.agenda is not None and right.due_at <= 0:
             right = msgspec.structs.replace(right, due_at=1)

@@ -25,13 +25,14 @@ class NodeChange(NamedTuple):
 class LaneChange(NamedTuple):
     """Waiting jobs of one kind, source and needs: how many live nodes could take them before and after.
 
-    `submit` tells whether such a job could still be submitted.
+    `submit` tells whether such a job could be submitted, `submit_lost` that it could so far.
     """
 
     lane: Lane
     before: int
     after: int
     submit: bool
+    submit_lost: bool
 
 
 class Plan(NamedTuple):
@@ -48,7 +49,7 @@ def plan(before: Judge, after: Judge, nodes: Sequence[Node], lanes: Iterable[Lan
     lane_changes = (takers.change(lane) for lane in lanes)
     return Plan(
         tuple(change for change in changes if change.lost or change.gained),
-        tuple(change for change in lane_changes if change.before != change.after or not change.submit),
+        tuple(change for change in lane_changes if change.before != change.after or change.submit_lost),
     )
 
 
@@ -82,12 +83,9 @@ class _Takers:
 
     def change(self, lane: Lane) -> LaneChange:
         """How many could take it before and after."""
-        return LaneChange(
-            lane,
-            self._count(self._before, lane),
-            self._count(self._after, lane),
-            self._after.decide(submit_ask(lane.kind, lane.source, lane.needs)).allowed,
-        )
+        ask = submit_ask(lane.kind, lane.source, lane.needs)
+        could, can = (judge.decide(ask).allowed for judge in (self._before, self._after))
+        return LaneChange(lane, self._count(self._before, lane), self._count(self._after, lane), can, could and not can)
 
     def _count(self, judge: Judge, lane: Lane) -> int:
         return sum(

@@ -178,7 +178,10 @@ def _any(matches: Callable[[str], object], texts: Iterable[str | None]) -> bool:
 
 
 def _pattern(text: str) -> str:
-    return ".*".join(map(re.escape, text.split("*")))
+    """Each piece is looked for once, at its first place; a plain `.*` for each star would try all of them."""
+    first, *middle = (re.escape(piece) for piece in text.split("*"))
+    last = middle.pop() if middle else None
+    return first + "".join(f"(?>.*?{piece})" for piece in middle if piece) + ("" if last is None else f".*{last}")
 
 
 KNOWN_MAX = 65_536

@@ -143,8 +143,10 @@ def backpressure(signs: Signs) -> Iterator[Said]:
     drops = [one for one in signs.told if one.event == "BACKPRESSURE_DROP" and one.at > signs.now - RECENT_MS]
     if depth < most and not drops:
         return
-    state = "is full" if depth >= most else "was full within the last ten minutes"
-    text = f"The queue {state} ({depth} of {most} jobs): submits are refused."
+    if depth >= most:
+        text = f"The queue is full ({depth} of {most} jobs): submits are refused."
+    else:
+        text = f"The queue was full within the last ten minutes (now {depth} of {most} jobs): submits were refused."
     do = (
         "See why it is not emptied (the other findings); add workers.",
         "SHERATAN_MAX_QUEUE_DEPTH sets the limit; producers should wait as Retry-After tells them.",
@@ -180,7 +182,7 @@ def dead_letters(signs: Signs) -> Iterator[Said]:
     lately = [one for one in signs.told if one.event == "DLQ_ENQUEUE" and one.at > signs.now - RECENT_MS]
     n, reasons = sum(one.count for one in lately), sorted({one.reason for one in lately if one.reason})
     many = n >= MANY_DEAD or dead > most
-    text = f"{dead} dead letters" + (f", {n} of them of the last ten minutes" if n else "")
+    text = f"{dead} dead letter{'s' * (dead != 1)}" + (f"; {n} came within the last ten minutes" if n else "")
     text += f"; that is over the limit of {most}." if dead > most else "."
     do = (
         "sheratan-hub dlq list tells why each failed; mend the cause.",

@@ -11,7 +11,9 @@ from aiohttp.web_request import BaseRequest
 
 from sheratan_hub.clock import Clock
 
-FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
+FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Via")
+"""Headers by which proxies are known."""
+
 WINDOW_MS = 60_000
 STEP_MS = 100
 STEP_FAILURES = 10
@@ -33,22 +35,26 @@ class Proxies:
         peer = request.remote
         if not self._trusted or not self._trusts(peer):
             return peer
-        found = peer
+        return self._told(request)[0] or peer
+
+    def hides(self, request: BaseRequest) -> bool:
+        """Whether a proxy has brought it that nobody trusts, or that does not tell from where."""
+        if not any(name in request.headers for name in FORWARDED):
+            return False
+        return not self._trusts(request.remote) or not self._told(request)[1]
+
+    def _told(self, request: BaseRequest) -> tuple[str | None, bool]:
+        """(the last address that trusted proxies tell, whether that is the client's: none before it is unreadable)"""
+        found = None
         for header in reversed(request.headers.getall("X-Forwarded-For", ())):
             for entry in reversed(header.split(",")):
                 address = _address(entry.strip())
                 if address is None:
-                    return found
+                    return found, False
                 found = str(address)
                 if not self._trusts(found):
-                    return found
-        return found
-
-    def hides(self, request: BaseRequest) -> bool:
-        """Whether a proxy that nobody trusts has brought it, so that the peer's address tells nothing."""
-        if not any(name in request.headers for name in FORWARDED):
-            return False
-        return not self._trusts(request.remote)
+                    return found, True
+        return found, found is not None
 
     def _trusts(self, address: str | None) -> bool:
         found = _address(address or "")

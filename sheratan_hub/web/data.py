@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from sheratan_hub.tracing import traceparent_of
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry, quota_headers
 from sheratan_hub.web.forms import BatchForm, JobForm
+from sheratan_hub.web.gate import holds_still, patience_ms, refuse_revoked
 from sheratan_hub.web.graphs import checked, checked_graph, ref_of
 from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
@@ -192,7 +194,9 @@ async def redrive(call: Call) -> web.StreamResponse:
 async def job(call: Call) -> web.StreamResponse:
     """GET /api/jobs/{id}: one job, after waiting for its end if asked."""
     wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
-    found = await call.hub.job(call.params["id"], wait_ms)
+    found = await call.hub.job(call.params["id"], patience_ms(call, wait_ms), partial(holds_still, call))
+    if wait_ms:
+        refuse_revoked(call)
     past = (await histories(call.hub, [found]))[found.id]
     call.hub.reading.note(found)
     params = await call.hub.params([found])

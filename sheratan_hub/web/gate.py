@@ -46,6 +46,26 @@ def _asks_for_token(call: Call, right: Right) -> bool:
     return right in TOKEN_RIGHTS or (right == "docs" and not call.is_local)
 
 
+def patience_ms(call: Call, wait_ms: int) -> int:
+    """How long a request may wait: no longer than its token lasts."""
+    ends_at = call.holder.ends_at
+    return min(wait_ms, max(0, ends_at - call.services.clock.now())) if ends_at else wait_ms
+
+
+def holds_still(call: Call) -> bool:
+    """Whether the request's token is still in force."""
+    return call.services.tokens.good(call.request.headers)
+
+
+def refuse_revoked(call: Call) -> None:
+    """Refused when the token was taken back while the request waited. One whose time has run out was good till then."""
+    try:
+        call.services.tokens.check(call.request.headers, None)
+    except Refused as no:
+        if no.code is Code.INVALID_TOKEN:
+            raise
+
+
 async def hold(call: Call) -> None:
     """A node's token is held to its node; while a rotation is under way, who uses which token is noted."""
     holder = call.holder

@@ -18,7 +18,7 @@ async def health(call: Call) -> web.StreamResponse:
     """GET /health: how the hub is, for people. 200 while the process answers; `status` tells the rest."""
     checks = await _checks(call)
     status = "ok" if all(checks.values()) else "degraded"
-    known = {} if call.is_stranger else {"version": __version__}
+    known = {"version": __version__} if call.is_local else {}
     return reply({"ok": True, "status": status, "plane": call.plane, **known, "checks": checks})
 
 

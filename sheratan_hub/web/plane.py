@@ -88,7 +88,7 @@ class Route:
 
 @dataclass(slots=True)
 class Services:
-    """What handlers may use. A reload exchanges `settings` and `demand`; nobody else changes anything."""
+    """What handlers may use. A reload exchanges `settings`, `demand` and `manuals`; nobody else changes anything."""
 
     hub: Hub
     clock: Clock
@@ -127,11 +127,6 @@ class Call(msgspec.Struct, eq=False):
         return is_loopback(self.origin.remote_addr) and not self.proxies.hides(self.request)
 
     @property
-    def is_stranger(self) -> bool:
-        """Whether it comes from elsewhere without a token that is in force."""
-        return not self.is_local and not self.services.tokens.good(self.request.headers)
-
-    @property
     def hub(self) -> Hub:
         """The engine."""
         return self.services.hub
@@ -157,12 +152,16 @@ class Call(msgspec.Struct, eq=False):
         self.hub.report(event, self.from_node(node_id) if node_id else self.origin)
 
 
+ANY = None
+"""In the tree of paths: a `{}` place. It is no text, as any text may stand in a path."""
+
+
 class Table:
     """The routes of one plane, found by path: the literal ones at once, the others segment by segment."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._literal: dict[str, dict[str, Route]] = {}
-        self._tree: dict[str, Any] = {}
+        self._tree: dict[str | None, Any] = {}
         for route in routes:
             if "{" not in route.path:
                 self._literal.setdefault(route.path, {})[route.method] = route
@@ -172,7 +171,7 @@ class Table:
     def _grow(self, route: Route) -> None:
         node = self._tree
         for part in route.path.split("/")[1:]:
-            node = node.setdefault("*" if part.startswith("{") else part, {})
+            node = node.setdefault(ANY if part.startswith("{") else part, {})
         node.setdefault("", {})[route.method] = route
 
     def find(self, path: str) -> tuple[dict[str, Route], tuple[str, ...]]:
@@ -190,8 +189,8 @@ class Table:
         for part in parts:
             if part in node and part:
                 node = node[part]
-            elif "*" in node and part:
-                node = node["*"]
+            elif ANY in node and part:
+                node = node[ANY]
                 values.append(part)
             else:
                 return {}, ()
@@ -222,7 +221,7 @@ class Plane:
         call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
         route: Route | None = None
-        request[REQUEST_ID] = request_id = self._request_id(request)
+        request[REQUEST_ID] = request_id = self.request_id(request)
         log.request_id.set(request_id)
         try:
             route = self._admit(call)
@@ -252,7 +251,7 @@ class Plane:
             response.headers["X-Request-ID"] = request_id
         return response
 
-    def _request_id(self, request: BaseRequest) -> str:
+    def request_id(self, request: BaseRequest) -> str:
         """The client's own id for the request if it has a sane one, else a new one."""
         given = request.headers.get("X-Request-ID")
         if given is not None and SANE_ID.fullmatch(given):

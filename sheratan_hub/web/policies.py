@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from sheratan_hub.rules.command import Code, Refused
-from sheratan_hub.rules.lanes import read_lane
+from sheratan_hub.rules.lanes import lane_name, read_lane
 from sheratan_hub.rules.nodes import Node, node_of
 from sheratan_hub.rules.plan import LaneChange, Plan, plan
 from sheratan_hub.rules.policies import (
@@ -29,8 +29,11 @@ from sheratan_hub.web.render import reply, rfc3339_or_none
 LANES_MAX = 5000
 """So many lanes of waiting jobs are looked at by one plan; the answer says if there are more."""
 
+STRANDED_MAX = 100
+"""The jobs of so many lanes are counted."""
+
 COUNTED_MAX = 1000
-"""Waiting jobs of a lane are counted up to this."""
+"""Waiting jobs of a lane are counted among so many of their kind and source."""
 
 
 async def policies(call: Call) -> web.StreamResponse:
@@ -86,13 +89,14 @@ async def planned(call: Call) -> web.StreamResponse:
 
 async def _told(call: Call, before: Judge, change: Plan, cut: bool) -> dict[str, Any]:
     stranded = [one for one in change.lanes if one.before and not one.after]
+    counted = [await _waiting_jobs(call, one) for one in stranded[:STRANDED_MAX]]
     return {
         "ok": True,
         "active": before.version,
         "nodes": [one._asdict() for one in change.nodes],
         "waiting": [_lane(one) for one in change.lanes],
-        "stranded_jobs": sum([await _waiting_jobs(call, one) for one in stranded[:100]]),
-        "more": cut or len(stranded) > 100,
+        "stranded_jobs": sum(jobs for jobs, _ in counted),
+        "more": cut or len(stranded) > STRANDED_MAX or any(more for _, more in counted),
     }
 
 
@@ -109,11 +113,11 @@ def _lane(change: LaneChange) -> dict[str, Any]:
     }
 
 
-async def _waiting_jobs(call: Call, change: LaneChange) -> int:
-    """How many wait in the lane, counted up to a thousand."""
-    lane = change.lane
+async def _waiting_jobs(call: Call, change: LaneChange) -> tuple[int, bool]:
+    """How many wait in the lane, counted among so many of their kind and source; whether there are more of these."""
+    lane, name = change.lane, lane_name(*change.lane)
     page = await call.hub.page("job", ("pending", lane.kind, lane.source or None), None, COUNTED_MAX)
-    return len(page.rows)
+    return sum(row.lane == name for row in page.rows), page.next is not None
 
 
 async def _live_nodes(call: Call) -> list[Node]:

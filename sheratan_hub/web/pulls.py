@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from sheratan_hub.items import Order, Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.web.forms import FleetPullForm, PullForm
+from sheratan_hub.web.gate import holds_still, patience_ms, refuse_revoked
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import whole
 from sheratan_hub.web.render import pulled, reply
@@ -53,7 +55,10 @@ async def pull_after(
         None if form.capabilities is None else frozenset(form.capabilities),
         frozenset(form.kinds or ()),
     )
-    outcomes, done = await call.hub.pull_after(first, command, wait_ms, call.from_node(form.node_id), order)
+    origin, good = call.from_node(form.node_id), partial(holds_still, call) if wait_ms else None
+    outcomes, done = await call.hub.pull_after(first, command, patience_ms(call, wait_ms), origin, order, good)
+    if wait_ms and not done.jobs and not first:
+        refuse_revoked(call)
     if first and done.denied is not None:
         call.refused(done.denied, form.node_id)
     if call.hub.waiting.closed and not done.jobs:

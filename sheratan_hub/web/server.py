@@ -11,9 +11,11 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
+from sheratan_hub import log
 from sheratan_hub.clock import Clock
 from sheratan_hub.loops import Loop
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.answer import REQUEST_ID
 from sheratan_hub.web.auth import is_loopback
 from sheratan_hub.web.body import BrokenBody
 from sheratan_hub.web.connections import LOOK_MS, Bounds, Connections
@@ -133,9 +135,13 @@ class Protocol(RequestHandler):
             return super().handle_error(request, status, exc, message)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer was sent already")
-        plane = getattr(self._manager.request_handler, "name", "hub") if self._manager else "hub"
+        plane = self._manager.request_handler if self._manager else None
+        name = "hub"
+        if isinstance(plane, Plane):
+            name, request[REQUEST_ID] = plane.name, plane.request_id(request)
+            log.request_id.set(request[REQUEST_ID])
         what = type(exc).__name__ if exc else status
-        logging.getLogger(f"sheratan.{plane}").warning("a request could not be parsed: %s", what)
+        logging.getLogger(f"sheratan.{name}").warning("a request could not be parsed: %s", what)
         response = problem(Refused(Code.BAD_REQUEST, "this is not a valid HTTP request"))
         response.force_close()
         return response

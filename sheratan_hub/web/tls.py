@@ -20,14 +20,17 @@ class Certificates:
     """
 
     def __init__(self, settings: TlsSettings) -> None:
-        self._print = _print(settings)
+        self._print, self._asks = _print(settings), bool(settings.client_ca)
         self.context = self._now = server_context(settings)
         if self.context is not None:
             self.context.sni_callback = self._choose  # called for each handshake, whether it names a server or not
 
-    def _choose(self, shaking: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+    def _choose(self, shaking: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> int | None:
+        if shaking.session_reused and self._now is not self.context and self._asks:
+            return ssl.AlertDescription.ALERT_DESCRIPTION_HANDSHAKE_FAILURE  # its certificate was held to other files
         if self._now is not None:
             shaking.context = self._now
+        return None
 
     def prepare(self, settings: TlsSettings) -> tuple[bool, Callable[[], None]]:
         """(whether the files hold something else than is shown now, what shows it). Raises `BadConfig`."""
@@ -71,6 +74,8 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext | None:
         except ssl.SSLError as error:
             raise BadConfig(f"tls.client_ca: {settings.client_ca} holds no PEM certificate: {_said(error)}.") from None
         context.verify_mode = ssl.CERT_REQUIRED
+        context.options |= ssl.OP_NO_TICKET  # a ticket would be good after its holder's authority no longer is
+        context.num_tickets = 0
     return context
 
 

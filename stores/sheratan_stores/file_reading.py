@@ -31,7 +31,7 @@ from sheratan_stores.sqlite_reading import readable_by_others
 from sheratan_stores.state import NONE, State, unpack
 
 WRITES, WRITE_MS = 40, 25
-"""So often, and after so long, it is looked whether a record was only being written."""
+"""So often, and after so long, it is looked whether a record was only being written while it was read."""
 
 REGISTRY = "nodes_registry.json"
 
@@ -41,56 +41,74 @@ async def reading(folder: Path, clock: Clock) -> AsyncIterator[FileReading]:
     """All that the store in `folder` holds at this moment."""
     with captured(folder) as files:
         holder = held_by(folder / "lock")
-        if holder:
-            await _whole_end(files, clock)
-        reader = await asyncio.to_thread(_put_together, files, in_use=bool(holder))
+        growing = await _growing(files, clock) if holder else {}
+        reader = await asyncio.to_thread(_put_together, files, growing)
         events = Ledger(files, reader.lines, reader.ledger.pruned, reader.seq)
         yield FileReading(folder, holder, reader.state, reader.seq, events)
 
 
-async def _whole_end(files: Captured, clock: Clock) -> None:
-    """Wait until the log's end is not a record that is just being written."""
-    name = files.named("log-")[-1]
+async def _growing(files: Captured, clock: Clock) -> dict[str, bytes]:
+    """The files of a log that somebody may be writing to: its last one, or the one before, if that was made already.
+
+    The last is read first: it holds nothing that comes after the end of what is read of the one before.
+    """
+    return {name: await _grown(files, name, clock) for name in reversed(files.named("log-")[-2:])}
+
+
+async def _grown(files: Captured, name: str, clock: Clock) -> bytes:
+    """What a file holds up to the end of a record.
+
+    It is not read in an instant: behind a record that was not there yet later ones may be. They are left out if that
+    record is there when it is looked again; else it is damaged, which is for who reads it to say.
+    """
+    before = 0
     for _ in range(WRITES):
-        if await asyncio.to_thread(_ends_well, files.read(name), name):
-            return
+        data = await asyncio.to_thread(files.read, name)
+        end = await asyncio.to_thread(_end, data, name)
+        if is_torn(data, name, end, len(data)):
+            break
+        if 0 < before < end:
+            return data[:end].ljust(len(data), b"\0")
+        before = end
         await clock.sleep(WRITE_MS)
+    return data
 
 
-def _ends_well(data: bytes, name: str) -> bool:
+def _end(data: bytes, name: str) -> int:
     end = 0
     for record in read_all(data, name):
         end = record.end
-    return is_torn(data, name, end, len(data))
+    return end
 
 
-def _put_together(files: Captured, *, in_use: bool) -> Reader:
-    """What snapshot and log say. Raises `StoreRefused`, OSError."""
+def _put_together(files: Captured, growing: dict[str, bytes]) -> Reader:
+    """What snapshot and log say; `growing` has the last files of a log in use. Raises `StoreRefused`, OSError."""
     reader = Reader(files.folder)
     for name in files.named("snapshot-"):
         reader.begin_with(*file_snapshot.read_open(files.folder / name, files.files[name], reader.keep))
-    tail = _replayed(files, reader, in_use=in_use)
-    if CLOSED in files.files and not in_use:
+    tail = _replayed(files, reader, growing)
+    if CLOSED in files.files and not growing:
         file_folder.check_end(files.folder, tail, files.read(CLOSED))
     return reader
 
 
-def _replayed(files: Captured, reader: Reader, *, in_use: bool) -> Tail:
+def _replayed(files: Captured, reader: Reader, growing: dict[str, bytes]) -> Tail:
     """As `file_segments.replay`, of open files; while the store is in use it may go on behind them."""
     tail: Tail | None = None
-    for number, name in enumerate(files.named("log-"), reader.first):
+    names = files.named("log-")
+    for number, name in enumerate(names, reader.first):
         path = files.folder / name
         if number_of(path) != number:
             missing = file_segments.path_of(files.folder, number)
             raise StoreRefused(f"{missing} is missing: the log of this store has a gap")
         scan = Scan(path)
-        scan.of(files.read(name), reader.take)
+        scan.of(growing[name] if name in growing else files.read(name), reader.take)
         if tail is not None and scan.batches:
             raise StoreRefused(f"{tail.path} is damaged: it ends at byte {tail.at}, but the log goes on in {name}")
-        if tail is None and (not scan.sealed or (in_use and name == files.named("log-")[-1])):
+        if tail is None and (not scan.sealed or (growing and name == names[-1])):
             tail = Tail(path, scan.size, scan.end, scan.synced)
     if tail is None:
-        missing = file_segments.path_of(files.folder, reader.first + len(files.named("log-")))
+        missing = file_segments.path_of(files.folder, reader.first + len(names))
         raise StoreRefused(f"{missing} is missing: the log of this store goes on there, or it has none")
     return tail
 

@@ -45,7 +45,7 @@ def salvaging(path: Path, scratch: Path) -> Iterator[Salvage]:
         _ours(source, path)
         with writing(draft), closing(new_file(draft)) as target:  # reading has its errors translated by itself
             target.execute("BEGIN")
-            lost = [*_rows(source, target, path), *_rest(source, target, path)]
+            lost = [*_rows(source, target, path), *_counters(source, target, path), *_rest(source, target, path)]
             target.execute("COMMIT")
     with reading(draft, is_open=False) as found:
         yield Salvage(found, lost)
@@ -113,8 +113,19 @@ def _missing(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator
         yield f"and {named - NAMED_MAX} more"
 
 
+def _counters(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) -> Iterator[str]:
+    """The counters up to the first that cannot be read: what they tell of rows that are gone cannot be counted anew."""
+    try:
+        for facet, n in source.execute("SELECT facet, n FROM counts ORDER BY facet"):
+            if isinstance(facet, bytes) and isinstance(n, int):
+                values = facet.decode(errors="replace"), n
+                target.execute("INSERT OR REPLACE INTO counts VALUES (?, ?)", values)
+    except sqlite3.DatabaseError:
+        yield f"{path}: not all counters can be read; those of jobs that were pruned, which missions keep, are lost"
+
+
 def _rest(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) -> Iterator[str]:
-    """The events, and the number of the next one; counters are counted anew."""
+    """The events, and the number of the next one."""
     gaps: list[str] = []
     following = 1
     for record in _readable(

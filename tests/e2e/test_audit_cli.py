@@ -80,6 +80,7 @@ def test_a_head_kept_elsewhere_proves_that_nothing_was_cut_off(line: Line, log: 
         (["verify", "--data-dir", "elsewhere"], 1, "there is no audit log"),
         (["head", "--data-dir", "elsewhere"], 1, "there is no audit log"),
         (["search", "--since", "yesterday"], 2, "RFC 3339"),
+        (["search", "--event", "PORT_MISMACH"], 2, "no audit event; did you mean PORT_MISMATCH?"),
         (["verify", "--config", "nowhere.toml"], 78, "nowhere.toml"),
     ],
 )

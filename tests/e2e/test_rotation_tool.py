@@ -1,4 +1,4 @@
-"""`make rotation`: it runs, would notice a refusal, leaves nothing behind, and the README tells the same story."""
+"""`make rotation`: it runs, would notice a refusal, leaves nothing behind, and the how-to tells the same story."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_a_live_fleets_token_is_turned_without_a_refused_request(tmp_path: Path,
     assert all(ended(pid) for pid in left_in(tmp_path))
 
 
-def test_the_readme_tells_to_do_what_it_does() -> None:
-    how_to = (ROOT / "README.md").read_text().partition("**Rotate the token.**")[2].partition("\n\n")[0]
+def test_the_how_to_tells_to_do_what_it_does() -> None:
+    how_to = (ROOT / "docs/howto.md").read_text().partition("### Rotate the token\n")[2].partition("\n### ")[0]
     how_to = " ".join(how_to.split())
     for step in (
-        "`sheratan-hub tokens rotate --until",
+        "sheratan-hub tokens rotate --until",
         "`sheratan-hub tokens status`",
         "--token-file FILE worker MODULE",
     ):

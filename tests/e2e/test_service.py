@@ -161,6 +161,11 @@ def test_the_unit_says_what_the_hub_speaks() -> None:
         assert service[name] == value
 
 
+def test_the_unit_leaves_the_hub_what_its_process_metrics_are_read_from() -> None:
+    """`ProcSubset=pid` hides /proc/stat; then none of the process's own metrics is told, and no restart is noticed."""
+    assert unit()["Service"].get("ProcSubset", "all") == "all"
+
+
 def installed(tmp_path: Path) -> Path:
     """The unit, with the program where this environment has it."""
     program = Path(sys.executable).with_name("sheratan-hub")

@@ -7,10 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
+from sheratan_hub.clock import SystemClock
+from sheratan_hub.smoke import Answer, Target, on_running_hub
 from sheratan_hub.web.routes import ROUTES
+from tests.conftest import MakeSite
 from tests.e2e.serving import TOKEN, Served
 from tests.web.test_tls import Files, files
 from tools import canaries
@@ -71,6 +76,7 @@ def test_a_hub_of_its_own_keeps_every_promise_and_leaves_nothing_behind(tmp_path
     assert (status, skipped(lines)) == (0, UNBUILT)
     assert len(lines) - 1 >= 20
     assert lines[-1].startswith(f"smoke: {len(lines) - 1 - len(UNBUILT)} passed, 0 failed")
+    assert lines[-1].endswith(", on a hub of its own")
     assert [path.name for path in tmp_path.iterdir()] == ["hub.toml"]
 
 
@@ -155,7 +161,8 @@ def test_a_hub_with_tls_is_checked_with_its_authority(tmp_path: Path, files: Fil
         one.kill()
 
 
-def test_stopped_in_the_middle_it_takes_away_what_it_made(served: Served) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_it_takes_away_what_it_made(served: Served, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "sheratan_hub", *options(served), "smoke"],
         cwd=served.directory,
@@ -166,13 +173,34 @@ def test_stopped_in_the_middle_it_takes_away_what_it_made(served: Served) -> Non
     assert process.stdout is not None
     for line in iter(process.stdout.readline, ""):
         if "job: submit" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     process.communicate(timeout=60)
     assert process.returncode != 0
     for word in ("pending", "quarantined"):
         assert served.ask("GET", f"/api/jobs?status={word}")["jobs"] == []
     assert served.ask("GET", "/admin/queue")["pauses"] == []
+    assert served.ask("GET", "/api/hosts", port=served.control_port)["nodes"] == []
+
+
+class Unheard(Target):
+    """What begins a rotation is done, and its answer lost."""
+
+    async def ask(self, plane: str, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        answer = await super().ask(plane, method, path, body, **options)
+        if (method, path) == ("POST", "/api/tokens/rotation"):
+            raise aiohttp.ServerDisconnectedError
+        return answer
+
+
+async def test_a_rotation_whose_beginning_was_not_answered_is_abandoned(make_site: MakeSite) -> None:
+    site = await make_site()
+    urls = (f"http://127.0.0.1:{site.app.ports[plane]}" for plane in ("control", "data"))
+    async with aiohttp.ClientSession() as session:
+        said: list[str] = []
+        assert await on_running_hub(Unheard(session, *urls, TOKEN, SystemClock()), said.append) == 1
+    assert next(line for line in said if line.startswith("FAIL")).startswith("FAIL  rotation: once begun")
+    assert (await site.control("GET", "/api/tokens"))[1]["next"] is None
 
 
 def test_a_broken_promise_is_said_and_its_jobs_are_cancelled(served: Served) -> None:

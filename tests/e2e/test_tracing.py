@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import pytest
 
 from tests.e2e.otlp import Receiver, receiver
 from tests.e2e.serving import Served
-from tools.ports import free_ports
 
 CLIENT, SERVER, PRODUCER, CONSUMER, INTERNAL = 3, 2, 4, 5, 1
 HANDLERS = """
@@ -131,13 +131,24 @@ def test_a_producer_that_does_not_sample_has_no_spans(hub: Served, told: Receive
     assert silent.split("-")[1] not in {one.trace_id for one in told.spans}
 
 
-def test_a_collector_that_is_not_there_holds_nobody_up(tmp_path: Path) -> None:
-    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    hub = Served(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=nowhere, OTEL_EXPORTER_OTLP_TIMEOUT="300000")
-    hub.start()
-    try:
-        trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-        assert hub.ask("POST", "/api/jobs", {"kind": "x", "traceparent": trace})["ok"]
-        submit(hub, "x", "--wait", "0")
-    finally:
-        assert hub.end(signal.SIGTERM) == 0  # within 20 s, although the exporter would try for 5 minutes
+@pytest.mark.parametrize("listens", [False, True], ids=["absent", "silent"])
+def test_a_collector_that_takes_nothing_holds_nobody_up(tmp_path: Path, listens: bool) -> None:
+    with socket.socket() as collector:
+        collector.bind(("127.0.0.1", 0))
+        if listens:
+            collector.listen()  # the kernel takes what comes, and nobody answers
+        url = f"http://127.0.0.1:{collector.getsockname()[1]}"
+        settings = {"SHERATAN_MAX_QUEUE_DEPTH": "10000", "SHERATAN_STORE_URL": "memory://"}
+        otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_TIMEOUT": "300000"}
+        hub = Served(tmp_path, **settings, **otel)
+        hub.start()
+        try:
+            trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+            jobs = [{"kind": "x", "traceparent": trace}] * 1000
+            for _ in range(4):  # more spans than may wait
+                assert all(one["ok"] for one in hub.ask("POST", "/api/jobs", {"jobs": jobs})["jobs"])
+            submit(hub, "x", "--wait", "0")
+        finally:
+            assert hub.end(signal.SIGTERM) == 0  # within 20 s, although the exporter would try for 5 minutes
+        logs = (tmp_path / "var/logs/hub_data.jsonl").read_text().splitlines()
+        assert 1 <= sum("opentelemetry" in line for line in logs) < 50, "it is said, and not for each span"

@@ -8,11 +8,16 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from sheratan_hub import beats
-from sheratan_hub.clock import VirtualClock
+from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB, Committed
 from sheratan_hub.rules.command import Code, Refused
-from sheratan_hub.rules.nodes import Beat
+from sheratan_hub.rules.finish import Cancel
+from sheratan_hub.rules.nodes import Beat, Beaten
+from sheratan_hub.rules.pull import Pull
+from sheratan_hub.rules.submit import Submit
+from sheratan_hub.storage import StoreFull
+from tests.hub.moody import Moody
 
 MakeHub = Callable[..., Awaitable[Hub]]
 
@@ -57,3 +62,65 @@ async def test_heartbeats_that_wait_for_others_are_refused_when_the_hub_closes(
     with pytest.raises(Refused) as no:
         await waiting
     assert no.value.code is Code.DRAINING
+
+
+async def without_room(hub: Hub, store: Moody, beat: Beat) -> Beaten:
+    """What a heartbeat is answered while nothing can be written."""
+    store.errors = [StoreFull("full")]
+    answer: Beaten = await hub.beats.take(beat, HUB)
+    assert not store.errors
+    return answer
+
+
+async def test_a_heartbeat_that_was_not_written_gives_way_to_a_later_one_that_was(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    store = Moody(clock)
+    await store.open()
+    hub = await make_hub(None, store)
+    await hub.beats.take(Beat("n1", boot_id="first"), HUB)
+    await without_room(hub, store, Beat("n1", boot_id="first", capabilities=("old",)))
+    await clock.advance(100)
+    await hub.beats.take(Beat("n1", boot_id="second", capabilities=("new",)), HUB)
+    await hub.sweep()
+    node = await hub.node("n1")
+    assert node is not None
+    assert (node.boot_id, node.capabilities) == ("second", ("new",))
+
+
+async def test_a_heartbeat_that_was_refused_late_gives_way_to_a_later_one_that_was_written(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    store = Moody(clock)
+    await store.open()
+    hub = await make_hub(None, store)
+    await hub.beats.take(Beat("n1"), HUB)
+    store.gate.clear()
+    store.errors = [StoreFull("full")]
+    first = asyncio.create_task(hub.beats.take(Beat("n1", capabilities=("old",)), HUB))
+    await settle()
+    second = asyncio.create_task(hub.beats.take(Beat("n1", capabilities=("new",)), HUB))
+    await settle()
+    store.gate.set()
+    await asyncio.gather(first, second)
+    await hub.sweep()
+    node = await hub.node("n1")
+    assert node is not None
+    assert node.capabilities == ("new",)
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_node_first_heard_of_is_told_of_what_was_cancelled_before(
+    make_hub: MakeHub, clock: VirtualClock, room: bool
+) -> None:
+    store = Moody(clock)
+    await store.open()
+    hub = await make_hub(None, store)
+    await hub.execute_many([Submit("stop", "k"), Submit("go", "k")])
+    await hub.pull(Pull("n1", "s", 2, capabilities=frozenset()), 0)
+    await hub.execute(Cancel("stop"))
+    first = await hub.beats.take(Beat("n1"), HUB) if room else await without_room(hub, store, Beat("n1"))
+    assert first.cancel == (("stop",) if room else ())
+    await hub.sweep()
+    await clock.advance(1000)
+    assert (await hub.beats.take(Beat("n1"), HUB)).cancel == ("stop",)

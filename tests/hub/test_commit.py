@@ -12,7 +12,7 @@ import pytest
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB, Committed, Item, Order
-from sheratan_hub.rules.command import Code, Command, Decision, Limits, Need, Refused, Scene
+from sheratan_hub.rules.command import Code, Command, Decision, Limits, Need, Rate, Refused, Scene
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull
@@ -320,3 +320,46 @@ async def test_a_result_whose_sender_left_is_kept_and_what_was_leased_with_it_go
     assert (await hub.job("j0")).status == "completed"
     job = await hub.job("j1")
     assert (job.status, job.attempt, job.losses) == ("pending", 1, 0)
+
+
+async def test_a_store_that_fails_is_known_to_fail_until_it_has_taken_a_write(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    store = Moody(clock)
+    await store.open()
+    hub = await make_hub(None, store, loops=True)
+    store.errors = [StoreFull("full") for _ in range(50)]
+    with pytest.raises(Refused):
+        await hub.execute(Submit("j", "k"))
+    seen = set()
+    for _ in range(20):
+        await clock.advance(500)
+        seen.add(hub.committer.failing)
+    assert seen == {True}, "looking at what is due writes nothing, and tells nothing of the disk"
+    store.errors.clear()
+    await clock.advance(1100)
+    assert not hub.committer.failing, "nobody has asked for anything since"
+    batches: list[Committed] = []
+    hub.observe(batches.append)
+    await clock.advance(5000)
+    assert not any(batch.changes for batch in batches), "a store that is well is not written to"
+
+
+async def test_leases_of_a_source_are_counted_although_the_lanes_could_not_be_read(
+    make_hub: MakeHub, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = await make_hub(Limits(rates={"s": Rate(0, 1)}))
+    await hub.execute_many([Submit(f"j{n}", "k", source="s") for n in range(2)])
+    (job,) = (await hub.pull(Pull("n", "s1", capabilities=frozenset()), 0)).jobs
+    heads, failures = hub.store.heads, [1]
+
+    async def failing(prefix: str = "") -> dict[str, int]:
+        if failures:
+            failures.pop()
+            raise StoreDown("gone for a moment")
+        return await heads(prefix)
+
+    monkeypatch.setattr(hub.store, "heads", failing)
+    await hub.execute_many([Finish(job.id, True, job.lease_id), Cancel("j1")])
+    assert not failures
+    assert hub.committer.standing.running("s") == 0

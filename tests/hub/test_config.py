@@ -133,6 +133,7 @@ def test_an_explicit_file_is_read_in_the_place_of_the_default_one():
         ("[data]\nport = 1.0", "data.port in hub.toml must be a whole number"),
         ("[data]\nport = 65536", "data.port in hub.toml must be a whole number from 0 to 65535."),
         ("[data]\nhosts = 'a'", "data.hosts in hub.toml must be a list of texts."),
+        ('[policies]\ndir = "a\\u0000b"', "policies.dir in hub.toml must be a text without NUL."),
         ("[queue]\nmax_depth = 0", "queue.max_depth in hub.toml must be a whole number from 1 to"),
         ("[queue]\nbackpressure_mode = 500", "queue.backpressure_mode in hub.toml must be one of 429, 503."),
         ("[log]\nlevel = 'loud'", "log.level in hub.toml must be one of debug, info, warning, error."),

@@ -258,7 +258,7 @@ async def test_the_older_of_two_copies_may_leave_after_the_newer(make_hub: MakeH
     offer = Offer(frozenset(), frozenset())
     with hub.waiting.pull(offer, 1, "n", ("n", "p")) as older, hub.waiting.pull(offer, 1, "n", ("n", "p")) as newer:
         pass
-    assert (older.replaced, newer.replaced, len(hub.waiting)) == (True, False, 0)
+    assert (older.dismissed, newer.dismissed, len(hub.waiting)) == (True, False, 0)
 
 
 async def test_a_pull_replaced_on_its_way_to_another_look_goes_home(

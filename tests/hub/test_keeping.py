@@ -309,3 +309,33 @@ async def test_only_completed_jobs_have_a_result_to_read(make_hub: MakeHub) -> N
     hub.reading.note(job)
     await hub.reading.flush()
     assert await hub.counts() == {"job:failed": 1}
+
+
+async def test_dead_letters_that_come_while_they_are_counted_are_told_within_a_second(
+    make_hub: MakeHub, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = await make_hub(Limits(dead_letters_max=1), loops=True)
+    await clock.advance(5000)
+    counts, times = hub.store.counts, [1]
+
+    async def counted(prefix: str = "") -> dict[str, int]:
+        found = await counts(prefix)
+        if times and prefix == "job:failed":
+            times.clear()
+            await finish(hub, 2, ok=False)
+        return found
+
+    monkeypatch.setattr(hub.store, "counts", counted)
+    await finish(hub, ok=False)
+    await clock.advance(3000)
+    assert not times
+    assert hub.keeping.over
+
+
+async def test_a_shorter_retention_counts_at_once(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(Limits(completed_kept_ms=3_600_000), loops=True)
+    await finish(hub)
+    await clock.advance(70_000)
+    hub.adopt(Limits(completed_kept_ms=60_000))
+    await clock.advance(1000)
+    assert await hub.counts() == {}

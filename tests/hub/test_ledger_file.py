@@ -107,6 +107,30 @@ async def test_after_a_crash_what_is_torn_is_cut_off_and_the_rest_follows(
     assert [line["seq"] for line in lines(path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("torn", [b"\0" * 5000, b"x\n" * 2000, b'{"seq":3,"ts":"20' + b"2" * 3000])
+async def test_however_much_a_crash_has_torn_the_last_whole_line_is_found(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes
+) -> None:
+    monkeypatch.setattr(ledger_files, "TAIL_BYTES", 500)
+    await write(store, 2)
+    (await following(path, store)).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    await write(store, 2)
+    (await following(path, store)).close()
+    assert path.read_bytes().startswith(whole)
+    assert [line["seq"] for line in lines(path)] == [1, 2, 3, 4]
+
+
+async def test_a_file_that_is_no_ledger_is_set_aside(store: Store, path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"somebody's notes\n" * 3)
+    await write(store, 2)
+    (await following(path, store)).close()
+    assert path.with_name("ledger.jsonl.old").read_bytes() == b"somebody's notes\n" * 3
+    assert [line["seq"] for line in lines(path)] == [1, 2]
+
+
 async def test_a_line_that_lost_its_end_is_written_again(store: Store, path: Path) -> None:
     await write(store, 3)
     (await following(path, store)).close()

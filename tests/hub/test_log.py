@@ -137,6 +137,17 @@ def test_a_lost_directory_is_said_on_stderr_and_stops_nobody(lines, tmp_path, ca
     assert "ERROR cannot write" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_on_stderr_and_the_end_is_an_end(tmp_path, capsys):
+    end = log.setup(Settings(), tmp_path)
+    (file,) = [one for one in logging.getLogger("sheratan").handlers if "hub_data" in str(one)]
+    file.setStream(open("/dev/full", "a")).close()  # noqa: SIM115 - the handler closes it
+    file.reopenIfNeeded = lambda: None
+    logging.getLogger("sheratan.data").info("lost")
+    assert "No space left on device" in capsys.readouterr().err
+    end()
+    assert capsys.readouterr().err == ""
+
+
 def test_logs_that_cannot_be_written_stop_the_start(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadConfig, match=r"hub\.data_dir: logs cannot be written to .*: "):
@@ -178,6 +189,24 @@ def test_a_full_log_is_moved_away_and_the_oldest_is_forgotten(tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert file.stat().st_size < 1100
     assert files[1].stat().st_size >= 1000
+
+
+def test_a_log_that_is_moved_while_a_line_is_written_loses_no_line(tmp_path, monkeypatch, capsys):
+    file, moved = (tmp_path / "logs" / name for name in ("hub_data.jsonl", "moved"))
+    end = log.setup(Settings(log=LogSettings(max_bytes=1000)), tmp_path)
+    look = log.PlaneFile.reopenIfNeeded
+
+    def look_too_early(handler) -> None:
+        look(handler)
+        if handler.baseFilename == str(file) and not moved.exists():
+            file.rename(moved)
+
+    monkeypatch.setattr(log.PlaneFile, "reopenIfNeeded", look_too_early)
+    for number in range(2):
+        logging.getLogger("sheratan.data").info("line %d", number)
+    end()
+    assert capsys.readouterr().err == ""
+    assert [json.loads(one.read_text())["event"] for one in (moved, file)] == ["line 0", "line 1"]
 
 
 def test_a_log_without_a_bound_is_never_moved(tmp_path):

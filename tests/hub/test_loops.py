@@ -141,3 +141,20 @@ async def test_a_loop_tells_when_it_runs_far_too_late_and_only_then(clock: Virtu
     await clock.advance(1)
     assert told == [6000]
     task.cancel()
+
+
+async def test_a_nudge_that_comes_while_the_step_runs_is_not_lost(clock: VirtualClock) -> None:
+    runs: list[int] = []
+    began = clock.now()
+
+    async def step() -> int | None:
+        runs.append(clock.now() - began)
+        if len(runs) == 1:
+            loop.nudge(began + 5000)
+        return began + 600_000
+
+    loop = Loop("test", step, clock, rests=True)
+    task = asyncio.create_task(loop.run())
+    await clock.advance(6000)
+    assert runs == [0, 5000]
+    task.cancel()

@@ -16,6 +16,7 @@ import pytest
 from sheratan_hub.clock import SystemClock, VirtualClock
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB, Committed, Happened, Origin
+from sheratan_hub.log import shift
 from sheratan_hub.metrics import Lag, Metrics, TimedStore
 from sheratan_hub.metrics.looking import Alerts, disk_of
 from sheratan_hub.metrics.table import BY_NAME, FAMILIES
@@ -332,6 +333,24 @@ def test_alerts_are_counted_from_the_start_on_whoever_writes_them(tmp_path: Path
     path.write_text('{"rule": "poison"}\n')
     alerts.look()
     assert alerts.raised["poison"] == 4
+
+
+def test_alerts_that_came_just_before_their_file_was_rotated_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    path.write_text('{"rule": "poison"}\n')
+    alerts = Alerts(path, ("poison",))
+    with path.open("a") as file:
+        file.write('{"rule": "poison"}\n')
+    shift(path, 2)
+    path.write_text('{"rule": "poison"}\n')
+    alerts.look()
+    alerts.look()
+    assert alerts.raised["poison"] == 2
+    shift(path, 2)
+    alerts.look()
+    path.write_text('{"rule": "poison"}\n' * 3)
+    alerts.look()
+    assert alerts.raised["poison"] == 5
 
 
 def test_rules_of_alerts_beyond_the_limit_share_other(tmp_path: Path) -> None:

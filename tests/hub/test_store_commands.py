@@ -43,10 +43,10 @@ def store(tmp_path: Path) -> Path:
 
 def test_every_command_on_a_store_that_is_well(store: Path, tmp_path: Path) -> None:
     info = told("info")
-    assert (info["place"], info["held_by"], info["jobs"]["pending"]) == (str(store), "", 3)
+    assert (info["place"], info["held_by"], info["jobs"]["pending"]) == (str(store), "", 5)
     assert told("check")["ok"]
     made = told("backup", "saved")
-    assert made["holds"]["rows"]["job"] == 6
+    assert made["holds"]["rows"]["job"] == 8
     assert told("check", "saved")["ok"]
     assert told("restore", "saved", "--to", "file://b")["sha256"] == made["holds"]["sha256"]
     assert told("copy", "file://b", "sqlite://c.db")["sha256"] == made["holds"]["sha256"]
@@ -61,8 +61,10 @@ def test_every_command_on_a_store_that_is_well(store: Path, tmp_path: Path) -> N
 def test_people_are_told_in_a_line(store: Path) -> None:
     code, out, _ = command("check")
     assert (code, out.splitlines()[-1].startswith("ok: ")) == (0, True)
+    assert str(store) in out, "which store it was, as the configured one may be another than the hub's"
     code, out, err = command("backup", "saved")
-    assert (code, "sha256" in out, "6 job" in err) == (0, True, True)
+    assert (code, "sha256" in out, "8 job" in err) == (0, True, True)
+    assert f"sqlite://{store} backed up into " in out
     assert "nobody" in command("info")[1]
     assert command("compact")[1].startswith("ok: ")
 

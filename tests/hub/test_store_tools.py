@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import json
@@ -24,6 +25,10 @@ from sheratan_hub.store_backup import back_up, restore
 from sheratan_hub.store_check import Report, check, describe
 from sheratan_hub.store_copy import Content, content, copy
 from sheratan_hub.store_repair import Repaired, repair
+from sheratan_stores.file import FileStore
+from sheratan_stores.file_capture import Captured
+from sheratan_stores.file_records import read_all
+from sheratan_stores.file_segments import SEAL, is_empty
 from sheratan_stores.story import story
 from tests.rules.whole import KEYED, a_bit_of_everything
 from tests.stores.faults import failing
@@ -210,6 +215,75 @@ async def test_a_backup_is_made_while_the_log_is_compacted(tmp_path: Path) -> No
             found = await held(at("file", tmp_path / "a"))
             assert (found.rows["read"], found.events) == (number + 1, number + 1)
     await back_up(at("file", tmp_path / "a"), tmp_path / "backup", VirtualClock())
+    await store.close()
+
+
+@pytest.mark.parametrize(("olds", "rows"), [((0, -2), 3), ((-2, 0), 3), ((-3, -2), 1), ((-2,) * 50, 0)])
+async def test_a_log_that_is_written_while_it_is_read_is_whole(
+    olds: tuple[int, ...], rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is not read in an instant: a part of it, here one record, may be older than what is behind it."""
+    clock = VirtualClock()
+    store = open_store(f"file://{tmp_path / 'a'}", clock)
+    await store.open()
+    for number in range(3):
+        await add(store, number)
+    read, left = Captured.read, list(olds)
+
+    def mixed(files: Captured, name: str) -> bytes:
+        data = read(files, name)
+        if name.startswith("log-") and left and (old := left.pop(0)):
+            record = list(read_all(data, name))[old]
+            return data[: record.at] + bytes(record.end - record.at) + data[record.end :]
+        return data
+
+    monkeypatch.setattr(Captured, "read", mixed)
+    looking = asyncio.ensure_future(held(store))
+    while not looking.done():
+        await clock.advance(25)
+    if rows:
+        assert (await looking).rows["read"] == rows
+    else:
+        with pytest.raises(StoreRefused, match="is damaged"):
+            await looking
+    await store.close()
+
+
+def goes_on_in_advance(folder: Path) -> bool:
+    """Whether the next file of the log was made already, while there is room in the one before."""
+    *_, before, last = [None, *sorted(folder.glob("log-????????????"))]
+    return before is not None and is_empty(last) and SEAL not in before.read_bytes()
+
+
+async def test_a_log_that_goes_on_in_its_next_file_while_it_is_read_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"first_bytes": 1 << 13, "segment_bytes": 1 << 13, "compact_bytes": 1 << 20}
+    store = FileStore(f"file://{tmp_path / 'a'}", VirtualClock(), **sizes)
+    await store.open()
+    read, looks, number = Captured.read, 0, 0
+
+    def meanwhile(files: Captured, name: str) -> bytes:
+        nonlocal looks
+        data = read(files, name)
+        looks += name.startswith("log-")
+        if name.startswith("log-") and looks <= 3:
+            asyncio.run_coroutine_threadsafe(more(), loop).result(30)
+        return data
+
+    async def more() -> None:
+        nonlocal number
+        for _ in range(4):
+            number += 1
+            await add(store, number, 2000)
+
+    loop = asyncio.get_running_loop()
+    while not goes_on_in_advance(tmp_path / "a"):
+        await add(store, number := number + 1)
+    monkeypatch.setattr(Captured, "read", meanwhile)
+    found = await held(store)
+    assert found.next_event == found.rows["read"] + 1
+    assert 4 <= found.rows["read"] <= number
     await store.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Code, Limits, Rate, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.limits import Taken, pay
@@ -142,3 +143,19 @@ async def test_whatever_is_redriven_stands_behind_what_was_submitted_in_the_same
     await hub.sweep()
     orders = [(await hub.job(id)).order for id in ("before", "member", "parent", "child")]
     assert orders == sorted(set(orders))
+
+
+async def test_results_of_one_request_keep_their_order_also_while_others_wait_for_a_lease(make_hub: MakeHub) -> None:
+    hub = await make_hub(Limits(max_inflight=1, backoff_base_ms=0))
+    await hub.execute(Submit("j", "a", max_retries=5))
+    (tried,) = (await pull(hub, "n")).jobs
+    await hub.execute(Finish("j", False, tried.lease_id, retry_after_ms=0))
+    (job,) = (await pull(hub, "n")).jobs
+    thirsty = pull(hub, "other", wait_ms=30_000)
+    await settle()
+    assert hub.waiting.thirsty == 1
+    said = [Finish("j", False, job.lease_id, error=b'"first"', retry=False), Finish("j", True, job.lease_id)]
+    outcomes, _ = await hub.pull_after(said, Pull("n", "s", capabilities=frozenset()), 0, HUB)
+    assert isinstance(outcomes[1], Refused)
+    assert (await hub.job("j")).status == "failed"
+    thirsty.cancel()

@@ -10,8 +10,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from msgspec.structs import replace
 
 from sheratan_hub.rules.command import Command, Limits, Rate, Together
+from sheratan_hub.rules.drain import Drain, Resume
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.graph import Member, plan
 from sheratan_hub.rules.limits import DropRate, SetRate
@@ -239,9 +241,21 @@ class Machine(RuleBasedStateMachine):
         capabilities=st.sampled_from((None, (), ("gpu",))),
         status=st.sampled_from(("online", "online", "online", "busy")),
         most=st.sampled_from((None, None, None, 0, 1, 3)),
+        boot=st.sampled_from((None, None, "b1", "b1", "b2")),
     )
-    def heartbeat(self, node: str, capabilities: tuple[str, ...] | None, status: Any, most: int | None) -> None:
-        self.do(Beat(node, capabilities=capabilities, status=status, max_concurrent=most))
+    def heartbeat(
+        self, node: str, capabilities: tuple[str, ...] | None, status: Any, most: int | None, boot: str | None
+    ) -> None:
+        self.rig.run(self.rig.beat(Beat(node, "GREEN", status, None, capabilities, None, most, boot)))
+        self.found_polls()
+
+    @rule(node=nodes, deadline=st.sampled_from((None, 0, 3000)))
+    def drain(self, node: str, deadline: int | None) -> None:
+        self.do(Drain(node, deadline))
+
+    @rule(node=nodes)
+    def take_back(self, node: str) -> None:
+        self.do(Resume(node))
 
     @rule(node=nodes)
     def forget(self, node: str) -> None:
@@ -350,6 +364,22 @@ class Machine(RuleBasedStateMachine):
             self.rig.run(self.rig.advance(max(0, due[place % min(4, len(due))] + off - self.rig.clock.now())))
         if looks:
             self.sweep()
+
+    @rule(kind=st.integers(0, 6), place=any_one, shape=shapes)
+    def store_has_no_room(self, kind: int, place: int, shape: dict[str, Any]) -> None:
+        self.rig.run(self.rig.fail(self.one_of(kind, place, shape)))
+        self.found_polls()
+
+    @rule()
+    def sweep_without_room(self) -> None:
+        self.rig.run(self.rig.sweep_in_vain())
+        self.found_polls()
+
+    @rule(depth=st.sampled_from((2, 9, 50)), inflight=st.sampled_from((1, 3, 50)), lease=st.sampled_from((3, 10)))
+    def settings_are_reloaded(self, depth: int, inflight: int, lease: int) -> None:
+        limits = replace(self.rig.limits, max_depth=depth, max_inflight=inflight, lease_ms=lease * SECOND)
+        self.rig.run(self.rig.adopt(limits))
+        self.found_polls()
 
     @rule()
     def sweep(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sheratan_hub.rules.command import Command, Limits, Rate, Refused, Together
+from sheratan_hub.rules.drain import Drain, Resume
 from sheratan_hub.rules.finish import Cancel, Extend, Finish, Release
 from sheratan_hub.rules.limits import DropRate, SetRate
 from sheratan_hub.rules.missions import MakeMission, RedriveMember
@@ -182,6 +183,11 @@ class NodeModel:
     busy: bool = False
     max_concurrent: int | None = None
     told: tuple[str, ...] = ()
+    boot: str | None = None
+    booted_at: int = 0
+    booted: bool = False
+    draining: bool = False
+    drain_until: int = 0
 
 
 @dataclass(slots=True)
@@ -444,6 +450,8 @@ class Model:
         node, state = self.nodes.get(node_id), self.state(node_id)
         if state != "ONLINE":
             return f"node_{state.lower()}"
+        if node is not None and node.draining:
+            return "node_draining"
         if node is not None and node.busy:
             return "node_busy"
         return None if self.node_room(node_id) > 0 else "node_full"
@@ -799,23 +807,43 @@ class Model:
     # 12, 13: nodes
 
     def beat(self, one: Beat, outcome: Any) -> tuple[Any, ...]:
+        is_new = one.node_id not in self.nodes
         node = self.nodes.setdefault(one.node_id, NodeModel(one.node_id, self.now))
+        if None not in (one.boot_id, node.boot) and one.boot_id != node.boot:  # 13
+            node.booted, node.booted_at = True, self.now
+        node.boot = one.boot_id or node.boot
         node.last_seen, node.state, node.busy = self.now, "ONLINE", one.status == "busy"
         if one.max_concurrent is not None:
             node.max_concurrent = one.max_concurrent
         if one.capabilities is not None:
             node.capabilities = one.capabilities
-        stop = [self.jobs[id] for id in node.told if id in self.jobs]
+        stop = [self.jobs[id] for id in (self.jobs if is_new else node.told) if id in self.jobs]
         node.told = tuple(job.id for job in stop if job.status == "running" and job.cancel_at and job.node == node.id)
         return "beaten", "ONLINE", node.told  # 14
 
     def forget(self, one: Forget, outcome: Any) -> None:
         if one.node_id not in self.nodes:
             raise No("node_not_found")
-        if self.state(one.node_id) != "DEAD":
+        holds = any(job.status == "running" and job.node == one.node_id for job in self.jobs.values())
+        if self.state(one.node_id) != "DEAD" and (holds or not self.nodes[one.node_id].draining):
             raise No("node_alive")
         del self.nodes[one.node_id]
         self.pulls.pop(one.node_id, None)
+
+    def drain(self, one: Drain, outcome: Any) -> Any:
+        """It gets nothing more; at the deadline it gives back what it holds."""
+        if one.node_id not in self.nodes:
+            raise No("node_not_found")
+        node = self.nodes[one.node_id]
+        node.draining, node.drain_until = True, 0 if one.in_ms is None else self.now + one.in_ms
+        return "node", node.id, True
+
+    def resume_node(self, one: Resume, outcome: Any) -> Any:
+        if one.node_id not in self.nodes:
+            raise No("node_not_found")
+        node = self.nodes[one.node_id]
+        node.draining, node.drain_until = False, 0
+        return "node", node.id, False
 
     def pause(self, one: PauseKind, outcome: Any) -> Any:
         """Submitting goes on; nothing of the kind is handed out. A kind has one pause at a time."""
@@ -858,9 +886,23 @@ class Model:
         for node in self.nodes.values():
             before, node.state = node.state, self.state(node.id)
             if node.state == "DEAD" != before:
-                for job in self.jobs.values():
-                    if job.status == "running" and job.node == node.id:
-                        self._lose(job)
+                self._reap(node)
+            if node.booted:
+                self._reap(node, node.booted_at)
+                node.booted = False
+            if 0 < node.drain_until <= self.now:
+                node.drain_until = 0
+                for job in self._held_by(node):
+                    self.release(Release(job.id, job.lease or ""), None)
+
+    def _reap(self, node: NodeModel, before: int | None = None) -> None:
+        """4, 13: the leases of a dead node are lost, and those that a node had before it was started anew."""
+        for job in self._held_by(node):
+            if before is None or job.started_at < before:
+                self._lose(job)
+
+    def _held_by(self, node: NodeModel) -> list[JobModel]:
+        return [job for job in self.jobs.values() if job.status == "running" and job.node == node.id]
 
     def _sweep_running(self, job: JobModel) -> None:
         grace = min(job.lease_ms, self.limits.restart_grace_ms)  # 12
@@ -906,7 +948,7 @@ class Model:
                 job.lease_until, job.started_at = now + job.lease_ms, min(job.started_at, now)
                 self.touched.add(job.id)
         for node in self.nodes.values():
-            node.last_seen = min(node.last_seen, now)
+            node.last_seen, node.booted_at = min(node.last_seen, now), min(node.booted_at, now)
 
     def deadlines(self) -> list[int]:
         """The moments at which something becomes due, soonest first: where mistakes are made."""
@@ -920,6 +962,7 @@ class Model:
                 found |= {job.finished_at + self.limits.key_ttl_ms, job.finished_at + self.kept_ms(job)}
         found |= {pause.until for pause in self.pauses}
         for node in self.nodes.values():
+            found |= {node.drain_until} if node.drain_until else set()
             found |= {node.last_seen + self.limits.node_ttl_ms, node.last_seen + self.limits.node_dead_ms}
         return sorted(at for at in found if at >= self.now)
 
@@ -934,6 +977,8 @@ DO: dict[type, Any] = {
     Cancel: Model.cancel,
     Beat: Model.beat,
     Forget: Model.forget,
+    Drain: Model.drain,
+    Resume: Model.resume_node,
     PauseKind: Model.pause,
     ResumeKind: Model.resume,
     Redrive: Model.redrive,
@@ -964,5 +1009,6 @@ TELL: dict[str, Any] = {
     "Redriven": lambda it: ("redriven", it.job_id, it.status, it.redrives, it.changed),
     "Limited": lambda it: ("limited", it.source, it.rate),
     "Made": lambda it: ("mission", it.mission_id, told(it.jobs)),
+    "Node": lambda it: ("node", it.id, it.draining),
     "Beaten": lambda it: ("beaten", it.node.state, it.cancel),
 }

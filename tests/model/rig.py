@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import permutations
 from typing import Any, TypeVar
 
@@ -16,9 +16,10 @@ from sheratan_hub.items import HUB, Committed
 from sheratan_hub.rules.command import Command, Limits, Refused
 from sheratan_hub.rules.evidence import evidence_of, late_key
 from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_key, job_of
+from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submitted
-from sheratan_hub.storage import Key, Row, Store, Tx, open_store
+from sheratan_hub.storage import Changes, Key, Row, Store, StoreFull, Tx, open_store
 from sheratan_hub.storage_tools import tools_of
 from sheratan_hub.store_check import check
 from tests.model.model import Divergence, JobModel, Model, told
@@ -38,6 +39,7 @@ class Watched:
         self._store = store
         self.shared = store.shared
         self.asked = self.busy = 0
+        self.fails = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -46,7 +48,7 @@ class Watched:
     async def begin(self) -> AsyncIterator[Tx]:
         with self._asked():
             async with self._store.begin() as tx:
-                yield tx
+                yield Failing(self, tx) if self.fails else tx
 
     async def fetch(self, keys: Sequence[Key]) -> list[Row]:
         with self._asked():
@@ -60,6 +62,19 @@ class Watched:
             yield
         finally:
             self.busy -= 1
+
+
+class Failing:
+    """A transaction of a store whose next save fails."""
+
+    def __init__(self, store: Watched, tx: Tx) -> None:
+        self._store, self.load, self._save = store, tx.load, tx.save
+
+    async def save(self, changes: Changes, *, durable: bool = True) -> int:
+        if self._store.fails:
+            self._store.fails = False
+            raise StoreFull("no room")
+        return await self._save(changes, durable=durable)
 
 
 class Poll:
@@ -153,6 +168,38 @@ class Rig:
         self._told(outcomes)
         await self._explain(list(zip(commands, outcomes, strict=True)))
         return outcomes
+
+    async def beat(self, command: Beat) -> None:
+        """A heartbeat, as the control plane hands it on."""
+        answer = await self.hub.beats.take(command, HUB)
+        await self._explain([(command, answer)])
+
+    async def fail(self, *commands: Command) -> None:
+        """A request whose changes cannot be saved: it is refused, and nothing has happened."""
+        self.store.fails = True
+        try:
+            outcomes = await self.hub.execute_many(commands)
+        except Refused as no:
+            if self.store.fails or str(no.code) != "unavailable":
+                raise
+            outcomes = []
+        self.store.fails = False
+        await self._explain(list(zip(commands, outcomes, strict=False)))
+
+    async def sweep_in_vain(self) -> None:
+        """The hub looks at what is due and cannot write: whatever was due is due still."""
+        self.store.fails = True
+        with suppress(Refused):
+            await self.hub.sweep()
+        if self.store.fails:  # there was nothing to write
+            self.store.fails = False
+        await self._explain([])
+
+    async def adopt(self, limits: Limits) -> None:
+        """Other limits count from now on."""
+        self.limits = self.model.limits = limits
+        self.hub.adopt(limits)
+        await self._explain([])
 
     async def race(self, *commands: Command, apart: int = 0) -> list[Any]:
         """Requests at the same time, `apart` turns of the event loop after each other: some order explains it."""
@@ -400,7 +447,7 @@ class Rig:
 COUNTED = ("job:", "node:", "key", "leases:", "running:", "m:")
 """How the facets begin that the model counts, too."""
 
-STATES = ("node_stale", "node_dead", "node_busy", "pull_spent")
+STATES = ("node_stale", "node_dead", "node_draining", "node_busy", "pull_spent")
 """Reasons that a waiting pull is told at once."""
 
 

@@ -15,6 +15,7 @@ from sheratan_hub.rules.consistency import NOTES, PROBLEMS, Consistency
 from sheratan_hub.rules.edges import edge
 from sheratan_hub.rules.finish import Cancel
 from sheratan_hub.rules.jobs import job_key, job_of
+from sheratan_hub.rules.missions import Mission
 from sheratan_hub.rules.submit import key_id
 from sheratan_hub.storage import Key, Row
 from tests.rules.stage import Stage
@@ -103,6 +104,13 @@ DEFECTS: list[tuple[str, str, Callable[[Rows, dict[str, int]], None]]] = [
     ("lease_without_job", "running:s", counted(running__s=1)),
     ("counts_off", "job:pending", counted(job__pending=77)),
     ("counts_off", "m:m1:pending", counted(m__m1__pending=9)),
+    ("counts_off", "m:half:pruned", counted(m__half__pruned=0)),
+    ("counts_off", "m:half:pruned", counted(m__half__pruned=2)),
+    ("counts_off", "m:half:pending", counted(m__half__pending=0)),
+    ("counts_off", "m:gone:completed", counted(m__gone__completed=3, m__gone__pruned=3)),
+    ("counts_off", "m:over:completed", gone("mission", "over")),
+    ("counts_off", "claimable:2", counted(claimable__2=0)),
+    ("mission_kept", "mission over", made(Mission("over", "title", 1).row)),
     ("policy_broken", "policy 0000000002", gone("policy", "0000000001")),
     ("policy_missing", "policy-active active", gone("policy", "0000000002")),
 ]
@@ -130,7 +138,7 @@ def test_what_is_harmless_is_no_problem(kept: tuple[Rows, dict[str, int]]) -> No
     rows[Key("job", "gone")] = job_of(rows[job_key(PARENT)]).with_(id="gone").row
     rows[edge(PARENT, "pruned", failed=False).key] = edge(PARENT, "pruned", failed=False)
     del rows[Key("job", "gone")]
-    counts["m:m1:completed"] = 5  # jobs that were pruned stay counted in their mission
+    counts |= {"m:m1:completed": 5, "m:m1:pruned": 5}  # jobs that were pruned stay counted in their mission
     assert wrong(rows, counts) == []
     assert "edge_without_child" in {one.code for one in seen(rows)[1]}
 

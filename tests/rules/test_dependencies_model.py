@@ -11,7 +11,8 @@ from sheratan_hub.rules.cascade import SweepCascades, SweepLinks
 from sheratan_hub.rules.command import Command, Decision, Scene, Together
 from sheratan_hub.rules.edges import resuming
 from sheratan_hub.rules.finish import Cancel, Finish
-from sheratan_hub.rules.jobs import Job, job_key, job_of
+from sheratan_hub.rules.jobs import PRUNE, Job, job_key, job_of
+from sheratan_hub.rules.prune import Prune
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.redrive import redriven
 from sheratan_hub.rules.submit import Submit
@@ -63,7 +64,20 @@ class Allowed:
 
 
 N = 8
-VERBS = ("complete", "fail", "cancel", "redrive", "revive", "submit", "submit", "pull", "pull", "sweep", "link")
+VERBS = (
+    "complete",
+    "fail",
+    "cancel",
+    "redrive",
+    "revive",
+    "submit",
+    "submit",
+    "pull",
+    "pull",
+    "sweep",
+    "link",
+    "prune",
+)
 STEP = st.tuples(st.sampled_from(VERBS), st.integers(0, N - 1), st.integers(1, 3))
 STORIES = st.lists(st.lists(STEP, min_size=1, max_size=3), min_size=5, max_size=60)
 GRAPHS = st.lists(st.tuples(st.integers(0, 2**N - 1), st.integers(0, 2), st.booleans()), min_size=N, max_size=N)
@@ -78,6 +92,8 @@ def command_of(step: tuple[str, int, int], graph: Any, place: int) -> Command:
         return Allowed(submit if not later else Submit(**{**fields(submit), "later": bool(parents)}))
     if verb == "pull":
         return Pull("n", f"s{place}-", size, capabilities=frozenset())
+    if verb == "prune":
+        return Prune(sorted(PRUNE)[n % len(PRUNE)], size)
     if verb == "sweep":
         return SweepCascades(edges=size, levels=size)
     return SweepLinks() if verb == "link" else Act(verb, f"j{n}")
@@ -90,20 +106,32 @@ def fields(submit: Submit) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(GRAPHS, STORIES)
 def test_what_jobs_know_of_their_parents_is_true(graph: Any, story: Any) -> None:
-    stage = Stage()
+    stage = Stage(completed_kept_ms=20, failed_kept_ms=20, cancelled_kept_ms=20, key_ttl_ms=30, backoff_base_ms=0)
+    made: set[str] = set()
     for place, steps in enumerate(story):
-        stage.do(Together(tuple(command_of(step, graph, place * 10 + n) for n, step in enumerate(steps))))
+        stage.now += 10
+        before = {id: job.finished for id, job in jobs_of(stage).items()}
+        new = [step for step in steps if step[0] != "submit" or f"j{step[1]}" not in made]
+        if any(verb == "submit" for verb, *_ in new) or any(key.kind == "link" for key in stage.rows):
+            new = [step for step in new if step[0] != "prune"]  # who is yet to be linked is soon, or cancelled
+        stage.do(Together(tuple(command_of(step, graph, place * 10 + n) for n, step in enumerate(new))))
+        made |= set(jobs_of(stage))
+        assert all(before[id] for id in before.keys() - jobs_of(stage).keys()), "only what is finished is forgotten"
         leased_early(stage, graph)
         assert wrong(stage.rows, stage.counts) == []
     for _ in range(1000):
         if not (stage.do(SweepLinks()).next_at or stage.do(SweepCascades(edges=3, levels=2)).next_at):
             break
     assert wrong(stage.rows, stage.counts) == []
-    jobs = {key.id: job_of(row) for key, row in stage.rows.items() if key.kind == "job"}
+    jobs = jobs_of(stage)
     assert {row.kind for row in stage.rows.values()} <= {"job", "edge", "key", "attempts", "puller"}
     for n, (bits, _, _) in enumerate(graph):
         if f"j{n}" in jobs:
             settled(jobs, jobs[f"j{n}"], [jobs[f"j{p}"] for p in range(n) if bits >> p & 1 and f"j{p}" in jobs])
+
+
+def jobs_of(stage: Stage) -> dict[str, Job]:
+    return {key.id: job_of(row) for key, row in stage.rows.items() if key.kind == "job"}
 
 
 def leased_early(stage: Stage, graph: Any) -> None:

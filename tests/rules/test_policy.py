@@ -55,6 +55,26 @@ def test_a_rule_matches_what_has_all_that_it_names(rule, ask, matches):
     assert judge({"effect": "deny", **rule}).decide(ask).allowed is not matches
 
 
+def starred(pattern, text):
+    """What a pattern means, said slowly."""
+    if not pattern:
+        return not text
+    if pattern[0] == "*":
+        return any(starred(pattern[1:], text[start:]) for start in range(len(text) + 1))
+    return bool(text) and pattern[0] == text[0] and starred(pattern[1:], text[1:])
+
+
+@given(st.text("ab*", min_size=1, max_size=7), st.text("ab", min_size=1, max_size=9))
+def test_a_star_stands_for_any_characters(pattern, text):
+    denied = judge({"effect": "deny", "kinds": (pattern,)}).decide(Ask("submit", kind=text))
+    assert denied.allowed is not starred(pattern, text)
+
+
+def test_many_stars_and_a_long_name_are_decided_in_no_time():
+    many = judge({"effect": "deny", "kinds": ("*-" * 40 + "x",)})
+    assert many.decide(Ask("submit", kind="-" * 200)).allowed
+
+
 def test_gates_come_before_every_rule():
     gated = judge({"effect": "allow"}, block_spoof_suspect=True, heartbeat_before_pull=True)
     suspect = Ask("pull", "n1", attestation="SPOOF_SUSPECT")

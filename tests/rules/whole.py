@@ -14,7 +14,7 @@ from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pauses import PauseKind
 from sheratan_hub.rules.policies import ActivatePolicy, CreatePolicy
 from sheratan_hub.rules.policy import Policy
-from sheratan_hub.rules.prune import MarkRead
+from sheratan_hub.rules.prune import MarkRead, Prune
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.rules.tokens import MakeSalt, Said, Settle
 from sheratan_hub.storage import Key, Row
@@ -28,10 +28,11 @@ WAITS, PARENT, KEYED, RUNS, FAILS, DONE = "job-0002", "job-0001", "job-0003", "j
 def a_bit_of_everything() -> tuple[Rows, dict[str, int]]:
     """The rows and counters of a hub that has done a bit of everything."""
     stage = Stage(max_retries=0)
+    forgotten_jobs(stage)
     graph = plan(
         [
-            Member("p", Submit(PARENT, "parent")),
-            Member("c", Submit(WAITS, "child", depends_on=("p",), on_dependency_failure="hold")),
+            Member("p", Submit(PARENT, "parent", mission_id="m1")),
+            Member("c", Submit(WAITS, "child", mission_id="m1", depends_on=("p",), on_dependency_failure="hold")),
         ],
         atomic=True,
     )
@@ -53,6 +54,21 @@ def a_bit_of_everything() -> tuple[Rows, dict[str, int]]:
     stage.do(Settle(Said("digest")))
     stage.do(Admit("a1", "digest", "viewer", 1000))
     return stage.rows, {facet: n for facet, n in stage.counts.items() if n}
+
+
+def forgotten_jobs(stage: Stage) -> None:
+    """Missions of which all jobs are gone, one, or one that nobody has made a mission of."""
+    over = plan([Member("o", Submit("job-0007", "over", mission_id="over"))], atomic=True)
+    half = plan([Member(id, Submit(id, "half", mission_id="half")) for id in ("job-0008", "job-0009")], atomic=True)
+    stage.do(MakeMission(Mission("over", "title", stage.now), over, "over's key", "sha"))
+    stage.do(MakeMission(Mission("half", "title", stage.now), half))
+    for id in ("job-0010", "job-0011"):
+        stage.do(Submit(id, "loose", mission_id="a:b"))
+    for kind in ("over", "half", "loose"):
+        job = stage.lease(kinds=frozenset({kind}))
+        stage.do(Finish(job.id, True, job.lease_id))
+    stage.now += stage.limits.completed_kept_ms
+    assert stage.do(Prune("completed")).gone == 3
 
 
 def seen(rows: Rows, pieces: int = 3) -> tuple[Consistency, list[Problem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -283,3 +284,53 @@ async def test_a_late_result_of_a_node_is_told_what_it_always_was(holders: Holde
     path = f"/api/jobs/{first['job_id']}/extend"
     status, told = await holders.ask("node", "data", "POST", path, json={"lease_id": first["lease_id"]})
     assert (status, told["code"]) == (409, "lease_superseded")
+
+
+# Requests that wait
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_long_poll_whose_token_ends_gets_no_job_that_comes_later(make_site: MakeSite, how: str) -> None:
+    clock = VirtualClock()
+    site = await make_site(clock=clock)
+    access_id, token = await made(site, "node", **({"expires_in_seconds": 5} if how == "expired" else {}))
+    async with aiohttp.ClientSession() as session:
+        holders = Holders(site, session, {"node": token})
+        body = {"node_id": "n1", "wait_seconds": 20}
+        poll = asyncio.create_task(holders.ask("node", "data", "POST", "/api/jobs/pull", json=body))
+        while not site.app.hub.waiting.pulls:
+            await asyncio.sleep(0)
+        if how == "revoked":
+            await site.control("DELETE", f"/api/access/{access_id}")
+        else:
+            await clock.advance(5000)
+        job_id = await site.submit()
+        status, answer = await poll
+    assert (status, answer.get("code"), answer.get("jobs")) == (
+        (403, "invalid_token", None) if how == "revoked" else (200, None, [])
+    )
+    assert (await site.job(job_id))["status"] == "pending"
+    assert not site.app.hub.waiting.pulls
+
+
+async def test_who_waits_for_a_jobs_end_is_told_nothing_once_the_token_is_revoked(site: Site) -> None:
+    access_id, token = await made(site, "viewer")
+    job_id = await site.submit()
+    async with aiohttp.ClientSession() as session:
+        holders = Holders(site, session, {"viewer": token})
+        wait = asyncio.create_task(holders.ask("viewer", "data", "GET", f"/api/jobs/{job_id}?wait_seconds=30"))
+        while not len(site.app.hub.waiting):
+            await asyncio.sleep(0)
+        await site.control("DELETE", f"/api/access/{access_id}")
+        status, answer = await wait
+    assert (status, answer["code"]) == (403, "invalid_token")
+
+
+async def test_a_revoked_token_sends_nobody_else_home(site: Site) -> None:
+    access_id, _ = await made(site, "node")
+    poll = asyncio.create_task(site.data("POST", "/api/jobs/pull", {"node_id": "n2", "wait_seconds": 20}))
+    while not site.app.hub.waiting.pulls:
+        await asyncio.sleep(0)
+    await site.control("DELETE", f"/api/access/{access_id}")
+    await site.submit()
+    assert len((await poll)[1]["jobs"]) == 1

@@ -14,7 +14,7 @@ from aiohttp.test_utils import make_mocked_request
 from sheratan_hub import __version__
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.config import AuthSettings, ControlSettings, DataSettings
-from sheratan_hub.web.callers import ADDRESSES_MAX, HELD_PER_ADDRESS_MAX, Failures, Proxies
+from sheratan_hub.web.callers import ADDRESSES_MAX, FORWARDED, HELD_PER_ADDRESS_MAX, Failures, Proxies
 from tests.conftest import TOKEN, MakeSite, Site
 
 
@@ -121,7 +121,7 @@ def test_the_address_that_counts(trusted: tuple[str, ...], forwarded: tuple[str,
     assert seen(trusted, *forwarded) == expected
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+@pytest.mark.parametrize("header", FORWARDED)
 @pytest.mark.parametrize("value", ["1.2.3.4", "127.0.0.1", "for=127.0.0.1"])
 async def test_what_a_proxy_that_is_not_trusted_brings_is_not_from_this_machine(
     make_site: MakeSite, header: str, value: str
@@ -138,6 +138,26 @@ async def test_what_a_trusted_proxy_brings_is_from_where_it_says(make_site: Make
         assert (await site.ask("data", "GET", "/health", headers={"X-Forwarded-For": address}))[0] == status, address
     await site.ask("data", "GET", "/api/jobs", headers={"X-Forwarded-For": "1.2.3.4", "Authorization": "Bearer wrong"})
     assert [line["remote_addr"] for line in site.audit() if line["event"] == "AUTH_FAILURE"] == ["1.2.3.4"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Forwarded": "for=1.2.3.4"},
+        {"X-Real-IP": "1.2.3.4"},
+        {"Via": "1.1 proxy"},
+        {"X-Forwarded-For": "unknown"},
+        {"X-Forwarded-For": ""},
+        {"X-Forwarded-For": "1.2.3.4, unknown, 127.0.0.1"},
+    ],
+)
+async def test_what_a_trusted_proxy_brings_without_saying_from_where_is_not_from_this_machine(
+    make_site: MakeSite, headers: dict[str, str]
+) -> None:
+    site = await make_site(data=DataSettings(port=0, trusted_proxies=("127.0.0.1",)))
+    for path in ("/health", "/admin/queue"):
+        status, body, _ = await site.ask("data", "GET", path, headers=headers)
+        assert (status, body["code"]) == (403, "loopback_only"), path
 
 
 # Failures
@@ -223,17 +243,18 @@ async def test_other_refusals_do_not_count(make_site: MakeSite, clock: VirtualCl
 # Strangers
 
 
-async def test_strangers_are_not_told_the_version_and_others_are(
+async def test_health_tells_its_version_to_this_machine_only_and_of_no_token_whether_it_is_good(
     make_site: MakeSite, anonymous: aiohttp.ClientSession
 ) -> None:
     site = await make_site(control=ControlSettings(port=0, trusted_proxies=("127.0.0.1",)))
     far = {"X-Forwarded-For": "1.2.3.4"}
     stranger = Site(site.app, anonymous)
-    assert "version" not in (await stranger.ask("control", "GET", "/health", headers=far))[1]
-    assert (
-        "version" not in (await site.ask("control", "GET", "/health", headers={**far, "Authorization": "Bearer x"}))[1]
-    )
-    assert (await site.ask("control", "GET", "/health", headers=far))[1]["version"] == __version__
+    told = [
+        (await who.ask("control", "GET", "/health", headers={**far, **more}))[1]
+        for who, more in ((stranger, {}), (stranger, {"Authorization": "Bearer x"}), (site, {}))
+    ]
+    assert told[0] == told[1] == told[2]
+    assert "version" not in told[0]
     assert (await stranger.ask("control", "GET", "/health"))[1]["version"] == __version__
 
 

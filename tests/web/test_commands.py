@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sheratan_hub.cli import main
-from sheratan_hub.cli_dlq import in_short
+from sheratan_hub.cli_output import in_short
 from sheratan_hub.cli_queue import span
 from sheratan_hub.cli_submit import by_flags
 from tests.conftest import TOKEN, MakeSite, Site
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
 
 Say = Callable[..., Awaitable[Result]]
 
@@ -106,7 +106,7 @@ async def test_a_mission_is_submitted_from_a_file_shown_cancelled_and_redriven(
     hub: Site, say: Say, tmp_path: Path
 ) -> None:
     file = tmp_path / "mission.json"
-    examples = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```json\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL)
     (example,) = (one for one in examples if "nightly report" in one)
     file.write_text(example)
     done = await say("missions", "submit", str(file))
@@ -242,21 +242,21 @@ def test_errors_are_told_in_short(error: Any, text: str | None) -> None:
     assert in_short(error) == text
 
 
-async def test_the_commands_of_the_readme_work_as_printed(hub: Site, say: Say) -> None:
+async def test_the_commands_of_the_how_tos_work_as_printed(hub: Site, say: Say) -> None:
     await dead(hub, "text.stats")
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL)
     lines = [
         line for block in blocks for line in block.splitlines() if re.match("sheratan-hub (dlq|limits|queue)", line)
     ]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         done = await say(*shlex.split(line)[1:])
         assert done.exit_code == 0, (line, done.output)
 
 
-async def test_the_dependency_of_the_readme_works_as_printed(hub: Site, say: Say) -> None:
+async def test_the_dependency_of_the_how_tos_works_as_printed(hub: Site, say: Say) -> None:
     (block,) = (
-        block for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "first=" in block
+        block for block in re.findall(r"^```sh\n(.*?)^```", HOWTO, re.MULTILINE | re.DOTALL) if "first=" in block
     )
     environ = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -271,11 +271,41 @@ async def test_the_dependency_of_the_readme_works_as_printed(hub: Site, say: Say
     assert [first["depends_on_left"], second["depends_on_left"]] == [0, 1]
 
 
+# What people are shown
+
+
+async def test_attempts_are_lines_and_flags_are_words(hub: Site, say: Say) -> None:
+    job_id = await hub.submit("work")
+    trace = {"type": "E", "message": "no\nway", "trace": "Traceback\nE: no way"}
+    await hub.finish(await hub.lease("n1"), ok=False, error=trace, retry=False)
+    shown = (await say("jobs", "show", job_id)).stdout
+    attempts = next(line for line in shown.splitlines() if line.startswith("attempts"))
+    assert "attempt 1, node_id n1, outcome failed, error E: no way, at 2" in attempts
+    assert "{" not in attempts
+    await hub.control("POST", "/api/hosts/heartbeat", {"node_id": "n1"})
+    assert re.search(r"draining +no\n", (await say("nodes", "show", "n1")).stdout)
+
+
+async def test_what_nobody_could_do_shows_no_empty_table(hub: Site, say: Say) -> None:
+    for words in (("nodes", "resume", "n9"), ("jobs", "cancel", "j9")):
+        done = await say(*words)
+        assert (done.exit_code, done.stdout, "there is no" in done.stderr) == (1, "", True)
+    done = await say("policies", "plan", "--version", "0")
+    assert (done.stdout, done.stderr.startswith("0 nodes change")) == ("", True)
+
+
+def test_a_url_without_a_scheme_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(main, ["--data-url", "127.0.0.1:8788", "jobs", "list"])
+    assert (done.exit_code, "no URL such as http://127.0.0.1:8788" in done.stderr) == (2, True)
+    monkeypatch.setenv("HUB_DATA_URL", "localhost:8788")
+    assert CliRunner().invoke(main, ["jobs", "list"]).exit_code == 2
+
+
 # Policies
 
 
 async def test_a_policy_is_tried_kept_put_in_force_and_compared(hub: Site, say: Say, tmp_path: Path) -> None:
-    text = next(block for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL) if "the DMZ" in block)
+    text = next(block for block in re.findall(r"```json\n(.*?)```", HOWTO, re.DOTALL) if "the DMZ" in block)
     file = tmp_path / "policy.json"
     file.write_text(text)
     await hub.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "dmz"})
@@ -298,3 +328,30 @@ async def test_what_is_no_policy_is_refused_with_a_sentence(say: Say) -> None:
     assert "rules" in (await say("policies", "create", "-", stdin='{"rules": 5}')).stderr
     assert (await say("policies", "plan")).exit_code == 2
     assert (await say("policies", "show", "9")).exit_code == 1
+
+
+@pytest.mark.parametrize("words", [("tokens", "rotate", "--until", "1h"), ("access", "create", "viewer")])
+async def test_a_token_that_could_not_be_kept_is_not_made(
+    hub: Site, say: Say, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = await say(*words, "--to", str(tmp_path / "nowhere" / "token"))
+    assert (done.exit_code, "cannot be written" in done.output) == (2, True)
+    assert (await hub.control("GET", "/api/tokens"))[1]["next"] is None
+    assert (await hub.control("GET", "/api/access"))[1]["access"] == []
+
+
+@pytest.mark.parametrize("words", [("tokens", "rotate", "--until", "1h"), ("access", "create", "viewer")])
+async def test_a_token_is_kept_for_its_owner_only_and_a_refusal_leaves_the_file_alone(
+    hub: Site, say: Say, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("before")
+    done = await say(*words, "--to", str(path))
+    kept = path.read_text().strip()
+    assert (done.exit_code, path.stat().st_mode & 0o777) == (0, 0o600)
+    assert kept.startswith("shn_")
+    assert kept not in done.output
+    refused = (*words[:-1], "0s") if words[0] == "tokens" else (*words, "--node-id", "n1")
+    assert (await say(*refused, "--to", str(path))).exit_code == 1
+    assert not path.with_name("token.new").exists()
+    assert path.read_text().strip() == kept

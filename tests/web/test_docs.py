@@ -1,4 +1,4 @@
-"""The reference and the README against the code: what the code has is told, what is told exists."""
+"""The documents against the code: what the code has is told, what is told exists."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import asyncio
 import contextlib
 import json
 import re
+import shlex
+import subprocess
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,12 @@ from tests.web.test_bundle import MEMBERS
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
 README = (ROOT / "README.md").read_text()
+HOWTO = (ROOT / "docs/howto.md").read_text()
+TELLING = ("README.md", "docs/howto.md", "docs/operations.md")
+"""What tells people what to type."""
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT)) for folder in (".", "docs", "stores") for path in (ROOT / folder).glob("*.md")
+)
 
 FORMS: dict[str, type[msgspec.Struct]] = {
     "A job to submit": forms.JobForm,
@@ -341,12 +352,12 @@ def test_the_reference_lists_every_secret_and_no_variable_that_does_not_exist():
         assert secrets[name][2] == f"`{source.file_key}`"
     ours = {*config.ENVIRONMENT, *(name for one in SECRETS.values() for name in one.variables)}
     assert set(re.findall(r"\bSHERATAN_[A-Z_]+\b", section("Configuration"))) == ours
-    for text in (PROTOCOL, README):
+    for text in (PROTOCOL, *(read(name) for name in TELLING)):
         assert set(re.findall(r"`(SHERATAN_[A-Z_]+)`", text)) <= ours
 
 
 def test_settings_that_the_documents_name_exist():
-    for text in (PROTOCOL, README, (ROOT / "DESIGN.md").read_text()):
+    for text in map(read, DOCUMENTS):
         for name, key in re.findall(r"`\[(\w+)\]\s(\w+)`", text):
             assert f"{name}.{key}" in FIELDS
 
@@ -397,7 +408,7 @@ def test_the_reference_lists_every_event_of_the_ledger_and_no_other():
         | {f"attestation.{name}" for name in ("first_seen", "drift", "spoof_suspect", "accepted")}
         | {f"token.rotation_{what}" for what in ("started", "finalized", "abandoned")}
         | {"access.created", "access.revoked", "policy.created", "policy.activated"}
-        | {"ledger.lost"},
+        | {"ledger.lost", "store.recovered"},
     )
     known = set(column("Ledger")) | set(
         re.findall(r"`((?:hub|integrity|key|pull|dlq|admin|queue|rate_limit|token)\.\w+)`", section("Ledger"))
@@ -446,45 +457,108 @@ def flat(values: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}.{inner}" for inner in value) if isinstance(value, dict) else (name,)
 
 
-# Links and README
+# Links, README and how-tos
 
 
-def test_links_inside_the_documents_lead_somewhere():
-    for name in ("README.md", "DESIGN.md", "CHANGELOG.md", "docs/protocol.md"):
-        path = ROOT / name
-        text = path.read_text()
-        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-            file, _, anchor = target.partition("#")
-            assert not file or (path.parent / file).is_file(), f"{name}: {target}"
-            if anchor:
-                assert anchor in anchors(text), f"{name}: {target}"
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_inside_the_documents_lead_somewhere(name: str):
+    path = ROOT / name
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        other = path.parent / file if file else path
+        assert other.exists(), f"{name}: {target}"
+        assert not anchor or anchor in anchors(other.read_text()), f"{name}: {target}"
 
 
 def anchors(text: str) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_make_targets_of_the_readme_exist():
+def test_every_how_to_has_its_heading_once_and_is_in_the_contents():
+    headings = re.findall(r"^##+ (.+)$", HOWTO, re.MULTILINE)
+    contents = HOWTO.partition("\n## ")[0]
+    assert len(headings) == len(set(headings))
+    assert anchors(HOWTO) - {"how-to"} == set(re.findall(r"\]\(#([^)]+)\)", contents))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/howto.md"])
+def test_lines_for_beginners_fit_into_120_columns(name: str):
+    wide = [line for line in read(name).splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert wide == []
+
+
+def test_the_design_gives_a_reason_for_every_dependency_and_for_no_other():
+    project = tomllib.loads(read("pyproject.toml"))
+    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    wanted += chain(*project["project"]["optional-dependencies"].values())
+    wanted += (one for one in chain(*project["dependency-groups"].values()) if isinstance(one, str))
+    heads = re.findall(
+        r"^\*\*2026-\d\d-\d\d · (.+?)\.?\*\*", read("DESIGN.md").partition("## Dependencies")[2], re.MULTILINE
+    )
+    told = [name for head in heads for name in head.split(", ")]
+    assert sorted(told) == sorted({re.split(r"[<>=]", one)[0] for one in wanted})
+
+
+def test_every_module_of_the_floors_stands_in_the_design():
+    told = read("DESIGN.md").partition("| floor |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([\w*]+)(?:\.py|/)`", told)
+    there = {path.name.removesuffix(".py") for path in (ROOT / "sheratan_hub").iterdir() if path.name[0] not in "_."}
+    there = {name for name in there if name != "py.typed"} | {"__main__"}
+    assert [name for name in there if not any(fnmatch(name, one) for one in names)] == []
+    assert [one for one in names if not any(fnmatch(name, one) for name in there)] == []
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_make_targets_of_the_documents_exist(name: str):
     makefile = (ROOT / "Makefile").read_text()
     targets = {name for names in re.findall(r"^([a-z][a-z ]*):(?!=)", makefile, re.MULTILINE) for name in names.split()}
-    assert set(re.findall(r"\bmake ([a-z]+)\b(?=`|$|\s+#)", README, re.MULTILINE)) <= targets
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?=`|$|\s+#)", read(name), re.MULTILINE)) <= targets
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests():
     first, second = re.findall(r"^make ([a-z]+)", README, re.MULTILINE)[:2]
     assert (first, second) == ("demo", "test")
 
 
-def test_commands_and_options_of_the_readme_exist():
+@pytest.mark.parametrize("name", TELLING)
+def test_commands_and_options_of_the_documents_exist(name: str):
     from sheratan_hub.cli import main
 
-    spoken = [*re.findall(r"`sheratan-hub ([^`]+)`", README), *re.findall(r"^sheratan-hub (.+)$", README, re.MULTILINE)]
-    assert len(spoken) > 8
-    for text in spoken:
-        resolve(main, text.split(), text)
+    text = read(name)
+    inline = re.findall(r"`sheratan-hub\s([^`]+)`", text)
+    typed = re.findall(r"^(?:\w+=\S+ )?sheratan-hub (.+)$", "".join(fenced(text, "sh")), re.MULTILINE)
+    assert len(inline) > 2
+    assert len(typed) > 1
+    for line in [*inline, *typed]:
+        resolve(main, shlex.split(line, comments=True), line)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_stands_in_fences_can_be_read(name: str):
+    text = read(name)
+    readers = {"json": json.loads, "toml": tomllib.loads, "python": ast.parse}
+    for language, reader in readers.items():
+        for block in fenced(text, language):
+            reader(block)
+    for block in fenced(text, "sh"):
+        subprocess.run(["sh", "-n"], input=block, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_paths_of_the_project_that_the_documents_name_exist(name: str):
+    local = {"tools/deploy/docker/token"}  # made by who needs it
+    for path in set(re.findall(r"(?<![\w/.-])(?:tools|tests|stores|docs)/[\w./-]*\w", read(name))) - local:
+        assert (ROOT / path).exists() or (ROOT / name).parent.joinpath(path).exists(), path
 
 
 def resolve(command: click.Command, words: list[str], text: str) -> None:
     """Follow the words down the groups; every option must be one of the command it stands at."""
-    known = {option for param in command.params for option in param.opts}
+    known = {option for param in command.params for option in param.opts} | {"--help"}
     for place, word in enumerate(words):
         if isinstance(command, click.Group) and word in command.commands:
             resolve(command.commands[word], words[place + 1 :], text)

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from sheratan_hub.clock import settle
 from sheratan_hub.config import AuthSettings, ControlSettings, DataSettings, LimitSettings, MetricsSettings
@@ -215,6 +216,16 @@ async def test_an_escaped_path_is_the_same_path(make_site: MakeSite) -> None:
     writer.close()
     assert answer.startswith(b"HTTP/1.1 200")
     assert job_id.encode() in answer
+
+
+@pytest.mark.parametrize("name", ["*", "%2A", "{id}", "%7Bid%7D", "None", "..", "%2e%2e", "a%2Fb", "%00", "%FF", ";x"])
+async def test_any_name_may_stand_in_a_path(site: Site, anonymous: aiohttp.ClientSession, name: str) -> None:
+    paths = [("control", f"/api/hosts/{name}"), ("data", f"/api/jobs/{name}"), ("data", f"/api/jobs/{name}/explain")]
+    for who, status in ((site, 404), (Site(site.app, anonymous), 403)):
+        for plane, path in paths:
+            url = URL(f"http://127.0.0.1:{site.app.ports[plane]}{path}", encoded=True)
+            async with who.session.get(url) as answer:
+                assert answer.status == status, path
 
 
 async def test_head_is_get_without_the_body(site: Site) -> None:
@@ -580,6 +591,7 @@ async def test_what_the_parser_refuses_is_400_one_log_line_and_a_closed_connecti
     assert not record.exc_info
     assert "\n" not in record.getMessage()
     assert TOKEN not in record.getMessage()
+    assert answer[2]["X-Request-ID"]
     assert await site.stored() == ({}, 0)
     assert (await site.ask(plane, "GET", "/livez"))[0] == 200
 

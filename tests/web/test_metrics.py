@@ -367,6 +367,30 @@ async def test_every_metric_of_the_table_is_served_and_no_other(make_site: MakeS
     assert {name for name in told if not name.startswith(("sheratan_", "process_", "python_"))} == set()
 
 
+WITHOUT_A_SERIES = {
+    "sheratan_token_rotation_remaining_seconds",
+    *("sheratan_node_up", "sheratan_node_last_heartbeat_timestamp_seconds"),
+    *("sheratan_store_size_bytes", "sheratan_store_wal_bytes", "sheratan_store_disk_free_bytes"),
+    "sheratan_store_disk_size_bytes",
+}
+"""Without a rotation, without series of nodes, with a store in memory."""
+
+
+async def test_every_metric_has_a_series_once_there_is_something_to_tell(
+    clock_and_site: tuple[VirtualClock, Site],
+) -> None:
+    _, site = clock_and_site
+    found = {name for plane in PLANES for name, _ in await samples(site, plane)}
+    told = {family.name for family in FAMILIES if {family.name, f"{family.name}_count"} & found}
+    assert {family.name for family in FAMILIES} - told == WITHOUT_A_SERIES
+
+
+async def test_every_loop_of_the_hub_is_told_of(site: Site) -> None:
+    told = {labels[0] for name, labels in await samples(site, "control") if name == "sheratan_loop_errors_total"}
+    assert told == {task.get_name() for task in site.app._tasks}
+    assert told == {loop.name for loop in site.app.services.inside.loops}
+
+
 async def test_gauges_survive_a_restart_and_counters_begin_anew(make_site: MakeSite) -> None:
     clock = VirtualClock()
     site = await make_site("sqlite", clock=clock)

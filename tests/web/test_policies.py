@@ -166,6 +166,26 @@ async def test_a_long_poll_that_waits_obeys_a_policy_that_came_meanwhile(site: S
     assert [job["kind"] for job in body["jobs"]] == ["free"]
 
 
+@pytest.mark.parametrize("submitted", ["before", "after"])
+async def test_a_long_poll_gets_the_jobs_that_its_node_may_have_since_it_said_something_else(
+    site: Site, submitted: str
+) -> None:
+    await obey(site, {"rules": [rule("deny", actions=["pull"], kinds=["k"], zones=["b"])]})
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "b"})
+    if submitted == "before":
+        await site.submit("k")
+    pull = {"node_id": "n1", "wait_seconds": 20, "capabilities": []}
+    waiting = asyncio.create_task(site.data("POST", "/api/jobs/pull", pull))
+    while not site.app.hub.waiting.pulls:
+        await asyncio.sleep(0)
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "a"})
+    if submitted == "after":
+        await site.submit("k")
+    async with asyncio.timeout(5):
+        _, body = await waiting
+    assert [job["kind"] for job in body["jobs"]] == ["k"]
+
+
 async def test_a_plan_tells_who_would_lose_what_and_which_jobs_would_be_stranded(site: Site) -> None:
     for n, zone in enumerate(("a", "b")):
         beat = {"node_id": f"n{n}", "zone": zone, "capabilities": ["gpu"] if zone == "a" else []}
@@ -185,6 +205,28 @@ async def test_a_plan_tells_who_would_lose_what_and_which_jobs_would_be_stranded
         assert (await site.control("POST", "/api/policies/plan", wrong))[0] == 422
     assert (await site.control("POST", "/api/policies/plan", {"version": 9}))[0] == 404
     assert (await site.control("GET", "/api/policies"))[1]["active"] == 0
+
+
+async def test_a_plan_counts_the_jobs_of_stranded_groups_only_and_each_once(site: Site) -> None:
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1", "zone": "a", "capabilities": ["gpu"]})
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n2", "zone": "b"})
+    for n in range(2):
+        await site.submit("k", required_capabilities=["gpu"])
+        await site.submit("k", required_capabilities=["gpu"], priority="HIGH")
+        await site.submit("k", source=f"s{n}")
+        await site.submit("k")
+    draft = {"rules": [rule("deny", actions=["pull"], zones=["a"])]}
+    _, body = await site.control("POST", "/api/policies/plan", {"policy": draft})
+    assert body["stranded_jobs"] == 4
+    assert not body["more"]
+
+
+async def test_a_plan_of_what_is_in_force_changes_nothing(site: Site) -> None:
+    await site.control("POST", "/api/hosts/heartbeat", {"node_id": "n1"})
+    await site.submit("k")
+    await obey(site, {"rules": [rule("deny", actions=["submit", "heartbeat"])]})
+    _, body = await site.control("POST", "/api/policies/plan", {"version": 1})
+    assert (body["nodes"], body["waiting"]) == ([], [])
 
 
 async def test_what_happens_to_policies_is_audited(site: Site) -> None:

@@ -6,17 +6,23 @@ import asyncio
 import json
 import logging
 import shutil
+import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import hdrs
 
 from sheratan_hub import config
+from sheratan_hub.clock import VirtualClock
 from sheratan_hub.config import BadConfig, Secrets, Settings
 from sheratan_hub.log import setup
 from sheratan_hub.reload import Outcome, Reload, is_reloaded, with_keys
+from sheratan_hub.web.openapi import openapi
+from sheratan_hub.web.routes import ROUTES
 from tests.conftest import TOKEN, MakeSite, Site
 from tests.web.test_tls import Files, files
 from tools import canaries
@@ -86,6 +92,48 @@ async def test_what_a_request_may_ask_changes_with_the_next_request(site: Site) 
     headers = {"Host": "hub.example"}
     assert (await site.ask("control", "GET", "/livez", headers=headers))[0] == 200
     assert (await site.ask("data", "GET", "/livez", headers=headers))[0] == 403
+
+
+async def test_the_documents_tell_what_is_in_force_now(site: Site) -> None:
+    before = [(await site.ask("data", "GET", path))[2][hdrs.ETAG] for path in ("/openapi.json", "/docs")]
+    change = Changing(site)
+    await change.to(queue={"backpressure_mode": 503}, metrics={"require_token": True}, limits={"batch_jobs": 7})
+    told, page = [await site.ask("data", "GET", path) for path in ("/openapi.json", "/docs")]
+    assert told[1] == json.loads(json.dumps(openapi("data", ROUTES, change.settings)))
+    assert {} not in told[1]["paths"]["/metrics"]["get"]["security"]
+    assert told[1]["components"]["schemas"]["BatchForm"]["properties"]["jobs"]["maxItems"] == 7
+    assert not {one[2][hdrs.ETAG] for one in (told, page)} & set(before)
+
+
+async def test_shorter_ages_and_bounds_of_dead_letters_count_at_once(make_site: MakeSite) -> None:
+    clock = VirtualClock()
+    site = await make_site(clock=clock)
+    for _ in range(2):
+        job_id = await site.submit(max_retries=0)
+        await site.finish(await site.lease(), ok=False)
+    change = Changing(site)
+
+    async def seen(true: Callable[[], bool]) -> bool:
+        """Whether it is so within three seconds of the clock, far less than the hub rests."""
+        for _ in range(3):
+            await clock.advance(1000)
+        return true()
+
+    keeping = site.app.hub.keeping
+    await change.to(dlq={"max_items": 2})
+    assert await seen(lambda: not keeping.over)
+    await site.submit(max_retries=0)
+    await site.finish(await site.lease(), ok=False)
+    assert await seen(lambda: keeping.over)
+    await change.to(dlq={"max_items": 3})
+    assert await seen(lambda: not keeping.over)
+    await change.to(dlq={"max_items": 1})
+    assert await seen(lambda: keeping.over)
+    await change.to(dlq={"enabled": False})
+    assert await seen(lambda: not keeping.over)
+    await change.to(retention={"completed_seconds": 1})
+    await seen(lambda: True)
+    assert (await site.data("GET", f"/api/jobs/{job_id}"))[0] == 404
 
 
 async def test_the_bounds_of_connections_change(site: Site) -> None:
@@ -226,6 +274,11 @@ async def test_new_policies_are_kept_and_an_edited_one_refuses_the_reload(site: 
     assert (await site.data("POST", "/api/jobs", {"kind": "k"}))[0] == 201
 
 
+async def test_a_policy_whose_file_has_no_name_in_utf_8_refuses_the_reload(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "\udcff.json").write_text(json.dumps(POLICY))
+    assert "must have a name in UTF-8" in (await Changing(site).to(policies={"dir": str(tmp_path)})).refused
+
+
 async def test_the_logs_are_opened_anew_with_their_new_level(site: Site, tmp_path: Path) -> None:
     change = Changing(site)
     end = setup(change.settings, tmp_path)
@@ -339,6 +392,43 @@ async def test_clients_still_have_to_show_a_certificate_after_a_reload(
     assert not await answers(site, stranger)
     assert (await change.to(tls={"client_ca": ""})).waiting == ("tls.client_ca",)
     assert not await answers(site, plain)
+
+
+async def test_a_session_from_before_does_not_replace_a_certificate(
+    make_site: MakeSite, files: Files, tmp_path: Path
+) -> None:
+    """A client whose authority is no longer one gets in by no ticket of an earlier connection."""
+    ca = tmp_path / "ca.pem"
+    shutil.copy(files.ca_pem, ca)
+    site = await make_site(tls=config.TlsSettings(cert=files.hub_pem, key=files.key_pem, client_ca=str(ca)))
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        shutil.copy(files.ca_pem, ca)
+        change = Changing(site)
+        await change.to()
+        known = ssl.create_default_context(cafile=files.ca_pem)
+        known.load_cert_chain(files.node_pem, files.key_pem)
+        known.maximum_version = version
+        first, session = await asyncio.to_thread(by_session, site, known, None)
+        assert first
+        shutil.copy(files.stranger_pem, ca)
+        assert (await change.to()).changed == {"the certificate": "read again"}
+        assert not await answers(site, known)
+        assert not (await asyncio.to_thread(by_session, site, known, session))[0], version
+
+
+def by_session(
+    site: Site, client: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[bool, ssl.SSLSession | None]:
+    """(whether a client with this session is let in, the session that it has then)"""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", site.app.ports["data"]), timeout=10) as plain,
+            client.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as wrapped,
+        ):
+            wrapped.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            return b"200" in wrapped.recv(4096), wrapped.session
+    except OSError:
+        return False, None
 
 
 async def answers(site: Site, client: ssl.SSLContext) -> bool:

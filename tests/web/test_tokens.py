@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -221,6 +222,39 @@ async def test_an_abandoned_rotation_tells_who_is_locked_out(make_site: MakeSite
     assert (await as_token(site, OLD, "GET", "/api/hosts"))[0] == 200
     assert (await as_token(site, OLD, "DELETE", "/api/tokens/rotation"))[1]["code"] == "no_rotation"
     assert [line["reason"] for line in lines(site, "ADMIN_ACTION")] == ["rotation_abandoned"]
+
+
+async def waiting_poll(site: Site, as_token: Ask, token: str) -> asyncio.Task[tuple[int, Any]]:
+    body = {"node_id": "n1", "wait_seconds": 30}
+    poll = asyncio.create_task(as_token(site, token, "POST", "/api/jobs/pull", body, plane="data"))
+    while not site.app.hub.waiting.pulls:
+        await asyncio.sleep(0)
+    return poll
+
+
+async def test_a_long_poll_with_the_old_token_ends_with_it_and_is_no_failure(
+    make_site: MakeSite, clock: VirtualClock, as_token: Ask
+) -> None:
+    site = await make_site("memory", clock, Secrets(OLD))
+    poll = await waiting_poll(site, as_token, OLD)
+    await as_token(site, OLD, "POST", "/api/tokens/rotation", {"seconds": 5, "token": NEW})
+    await clock.advance(5000)
+    status, body = await poll
+    assert (status, body["jobs"]) == (200, [])
+    assert not lines(site, "AUTH_FAILURE", "TOKEN_RETIRED")
+    assert clock.now() < VirtualClock().now() + 30_000
+
+
+async def test_a_long_poll_with_the_next_token_ends_when_the_rotation_is_abandoned(
+    make_site: MakeSite, as_token: Ask
+) -> None:
+    site = await make_site(secrets=Secrets(OLD))
+    await as_token(site, OLD, "POST", "/api/tokens/rotation", {"seconds": 60, "token": NEW})
+    poll = await waiting_poll(site, as_token, NEW)
+    await as_token(site, OLD, "DELETE", "/api/tokens/rotation")
+    await as_token(site, OLD, "POST", "/api/jobs", {"kind": "k"}, plane="data")
+    status, body = await poll
+    assert (status, body["code"]) == (403, "invalid_token")
 
 
 async def test_values_that_are_shown_once_are_not_to_be_kept_by_caches(site: Site) -> None:

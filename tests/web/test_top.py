@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from rich.console import Console
 
 from sheratan_hub.cli_top import draw
@@ -82,6 +84,31 @@ async def test_a_wrong_token_is_refused_and_a_hub_that_is_gone_unreachable(make_
             await Sampler(hub, VirtualClock()).sample()
     async with HubClient("http://127.0.0.1:9", "http://127.0.0.1:9", TOKEN, patience_seconds=0) as hub:
         with pytest.raises(HubUnreachable):
+            await Sampler(hub, VirtualClock()).sample()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/metrics", 'sheratan_jobs{status="pend'),
+        ("/health", '{"checks": 3}'),
+        ("/api/hosts", '{"nodes": 3}'),
+        ("/api/alerts", "{}"),
+    ],
+)
+async def test_answers_that_no_hub_gives_are_as_good_as_none(path: str, body: str) -> None:
+    told = {"/metrics": "sheratan_jobs 1\n", "/health": "{}", "/api/hosts": '{"nodes": []}'}
+    told["/api/alerts"] = '{"alerts": []}'
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=told[request.path])
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server, HubClient(*[str(server.make_url("/"))] * 2, TOKEN, patience_seconds=0) as hub:
+        assert (await Sampler(hub, VirtualClock()).sample()).alerts == []
+        told[path] = body
+        with pytest.raises(HubUnreachable, match="does not answer as a hub"):
             await Sampler(hub, VirtualClock()).sample()
 
 

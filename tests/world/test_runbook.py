@@ -98,7 +98,7 @@ def secrets() -> set[str]:
 
 
 def test_the_watchers_rules_are_all_in_their_entries() -> None:
-    told = {name for text in ENTRIES.values() for name in re.findall(r"The watcher's rule: `(\w+)`", text)}
+    told = {name for text in ENTRIES.values() for name in re.findall(r"The watcher's rule:\s`(\w+)`", text)}
     rules = {name for name in AlertSettings.__struct_fields__ if f"alerts.{name}" in FIELDS and is_rule(name)}
     assert told == rules | {"audit_chain"}
 
