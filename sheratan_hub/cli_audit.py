@@ -184,22 +184,27 @@ def watch(once: bool, config: str | None, data_dir: str | None) -> NoReturn:
     import asyncio
     import signal
 
+    from sheratan_hub.audit_lines import FILE_NAME
     from sheratan_hub.clock import SystemClock
     from sheratan_hub.config import BadConfig
     from sheratan_hub.watching import Watch
 
     settings = _settings(config, data_dir)
+    folder = Path(settings.hub.data_dir) / "logs"
+    note = f"there is no audit log in {folder.absolute()} yet; if its hub runs, name the directory by --data-dir"
+    missing = "" if (folder / FILE_NAME).exists() else note
 
     async def run() -> None:
-        folder = Path(settings.hub.data_dir) / "logs"
         watching = Watch(folder, settings.alerts, SystemClock(), lambda text: click.echo(text))
         if once:
+            if missing:
+                say(missing)
             await watching.once()
             return
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        say(f"watching {folder}; {len(settings.alerts.in_force())} rules")
+        say(f"watching {folder}; {len(settings.alerts.in_force())} rules" + (f"; {missing}" if missing else ""))
         await watching.run(stop)
 
     try:

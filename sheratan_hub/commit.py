@@ -56,7 +56,7 @@ class Committer:
         self._waiting = 0
         self._wake = asyncio.Event()
         self._closing = False
-        self._memo = Memo(shared=store.shared)
+        self.memo = Memo(shared=store.shared)
         self.guests: Callable[[View], list[Item]] = lambda _: []
         self.gate: Callable[[], Refused | None] = lambda: None
         self.lanes = Lanes()
@@ -168,7 +168,7 @@ class Committer:
         try:
             committed, view = await self._transact(batch, guests if serving else None)
         except Exception as error:
-            self._memo.forget()
+            self.memo.forget()
             for guest in guests:
                 if guest.future is not None:
                     guest.future.cancel()
@@ -204,10 +204,11 @@ class Committer:
     async def _transact(self, batch: list[Item], guests: list[Item] | None) -> tuple[Committed, View]:
         """Decide the batch and whoever waits for what it makes (`guests` are filled in; None: nobody), and save."""
         await self._renew_judge()
-        scene = Scene(await self._store.now(), self._limits, self.lanes, self.started_at, self._first_order, self.judge)
+        now, known = await self._store.now(), self.memo.rows
+        scene = Scene(now, self._limits, self.lanes, self.started_at, self._first_order, self.judge, known)
         view = View(scene)
         async with self._store.begin() as tx:
-            durable = await decide(batch, tx, view, self._memo)
+            durable = await decide(batch, tx, view, self.memo)
             if guests is not None:
                 durable = await self._serve(guests, tx, view) or durable
             changes = view.changes()
@@ -226,12 +227,12 @@ class Committer:
             if lane not in self.lanes:
                 view.add_empty(lane)
             self.lanes.joined_by(lane, min(orders))
-        return await decide(guests, tx, view, self._memo)
+        return await decide(guests, tx, view, self.memo)
 
     async def _learn(self, view: View, changes: Changes) -> None:
         """Keep the active policy and the directory of lanes in step with what was committed."""
         self._first_order = view.next_order()
-        self._memo.learn(view, changes)
+        self.memo.learn(view, changes)
         for lane, head in view.heads().items():
             self.lanes.set(lane, head, sure=view.sure(lane))
         for row in (*changes.new, *changes.put):

@@ -448,8 +448,9 @@ def is_loopback(host: str) -> bool:
 
 
 def hide_password(url: str) -> str:
-    """`url` with `***` in the place of its password."""
-    return re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
+    """`url` with `***` in the place of its password, and of any in its query."""
+    hidden = re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", hidden, flags=re.IGNORECASE)
 
 
 def _gather(path: str | None, environ: Mapping[str, str], flags: Flags | None) -> dict[str, Given]:

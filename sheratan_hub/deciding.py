@@ -43,6 +43,7 @@ async def _load(tx: Tx, view: View, memo: Memo, wants: Wants) -> None:
     """Ask the store for what is not known without it."""
     memo.tell(view, wants)
     lanes = view.scene.lanes
+    wants.ready = {ready: limit for ready, limit in wants.ready.items() if not view.exhausted(ready.lane)}
     for ready in wants.ready:
         if lanes.has_others(ready.lane):
             wants.ready[ready] += 1  # and the first that is left: a source's oldest job is next (rule 6)

@@ -148,7 +148,7 @@ def disks(settings: Settings) -> list[DiskSign]:
     scheme, _, rest = store_url(settings).partition("://")
     if scheme in ("sqlite", "file") and rest:
         places.append(Path(rest) if scheme == "file" else Path(rest).parent)
-    return [DiskSign(str(place), disk_state(place)) for place in dict.fromkeys(places) if place.is_dir()]
+    return [DiskSign(str(place), disk_state(place)) for place in dict.fromkeys(places) if os.path.isdir(place)]
 
 
 def disk_state(place: Path) -> Any:

@@ -85,15 +85,16 @@ async def _reading(store: Store) -> AsyncIterator[Reading]:
         yield reading
 
 
-def _audit_tail(settings: Settings) -> Tail:
+def _audit_tail(settings: Settings) -> Tail | None:
+    """The end of its audit log, None if it cannot be read."""
     with suppress(OSError):
         return files.audit_tail(diagnosis.logs_of(settings))
-    return Tail([])
+    return None
 
 
-async def _last_sign(settings: Settings, audit: Tail, reading: Reading | None) -> int:
+async def _last_sign(settings: Settings, audit: Tail | None, reading: Reading | None) -> int:
     """The last moment (ms) that the files of a hub tell of: its logs, its audit log, the last contact of a node."""
-    last = files.newest(audit)
+    last = files.newest(audit) if audit is not None else 0
     for name, _ in files.LOGS:
         with suppress(OSError):
             last = max(last, files.newest(files.read_log(diagnosis.logs_of(settings), name)))
@@ -114,7 +115,10 @@ async def _engine(look: Looking) -> dict[str, Any]:
     return {}
 
 
-async def _audit(look: Looking, found: Tail) -> dict[str, Any]:
+async def _audit(look: Looking, found: Tail | None) -> dict[str, Any]:
+    if found is None:
+        look.members.json("audit.json", {"chain": None, "writable": None})
+        return {"killed": None}
     folder = look.logs
     began, killed = files.ended(found, folder)
     chain = files.chain(folder)

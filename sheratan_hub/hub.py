@@ -262,14 +262,22 @@ class Hub:
     async def _offer(self, command: Pull) -> Offer:
         if command.capabilities is not None:
             return Offer(command.capabilities, command.kinds)
-        node = await self.node(command.node_id)
+        node = await self._puller(command)
         return Offer(frozenset(node.capabilities if node else ()), command.kinds)
+
+    async def _puller(self, command: Pull) -> Node | None:
+        """The node that pulls. The store is asked only for one that no pull has looked at yet."""
+        key, known = Key("node", command.node_id), self.committer.memo.rows
+        if key not in known:
+            return await self.node(command.node_id)
+        row = known[key]
+        return node_of(row) if row else None
 
     async def _bars(self, command: Pull) -> tuple[Ask | None, Callable[[str], bool] | None]:
         """(as what the node asks the active policy, what that keeps from it as its pull will be told); None: nothing"""
         if self.judge.trivial:
             return None, None
-        node = await self.node(command.node_id)
+        node = await self._puller(command)
         return node_ask("pull", command.node_id, node), bars_of(command.node_id, node, self.judge)
 
     async def job(self, job_id: str, wait_ms: int = 0, good: Good = None) -> Job:

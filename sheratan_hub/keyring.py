@@ -127,10 +127,8 @@ class Keyring:
                 holder = _of_access(self._access[row.id])
                 self._holders[holder.digest] = holder
         for access_id in gone:
-            access = self._access.pop(access_id, None)
-            if access is not None:
-                self._holders.pop(bytes.fromhex(access.digest), None)
-        if any(row.kind != "access" for row in touched):
+            self._access.pop(access_id, None)
+        if gone or any(row.kind != "access" for row in touched):
             self._index()
         if touched or gone:
             self.changed()

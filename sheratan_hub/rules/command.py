@@ -160,7 +160,8 @@ class Limits(msgspec.Struct, frozen=True):
 class Scene(msgspec.Struct, frozen=True, gc=False):
     """What is known without asking the store: the time (ms), the limits, the lanes, when this hub started.
 
-    `first_order` is above every place in line that was given before.
+    `first_order` is above every place in line that was given before. `known` are rows as they were last committed, so
+    far as that is remembered (None: there is none); they may only help to guess what to load.
     """
 
     now: int
@@ -170,6 +171,7 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
     first_order: int = 0
     judge: Judge = Judge()
     """What decides by the active policy."""
+    known: Mapping[Key, Row | None] = {}
 
     def order_at(self, ms: int) -> int:
         """The place in line of what may be claimed from this time on; a millisecond has `ORDERS` of them."""

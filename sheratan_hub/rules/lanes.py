@@ -236,6 +236,11 @@ class Lanes:
         """Whether a source that is left out has a job for this offer."""
         return any(suits(*shape, offer) for shape in self._benched_shapes)
 
+    @property
+    def of_one_source(self) -> bool:
+        """Whether there is one source at most, so that nobody takes turns."""
+        return len(self._sources) < 2
+
     def has_others(self, name: str) -> bool:
         """Whether the lane's source has other lanes, too: then it matters how old the first row is that is left."""
         lane = self._lanes.get(name)
@@ -281,7 +286,7 @@ class Lanes:
 
     def serve(self, offer: Offer, names: Iterable[str]) -> None:
         """Jobs were taken from these lanes in this order by a pull with this offer: their sources had their turn."""
-        if len(self._sources) < 2:
+        if self.of_one_source:
             return
         last: dict[str, str] = {}
         for name in names:

@@ -88,10 +88,21 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         wants = Wants(look=look, counts={"job:running", leases_on(self.node_id)})
         if self.pull_id is not None:
             wants.keys.add(Key("puller", self.node_id))
-        if self.capabilities is not None:
-            for lane in scene.lanes.turn(Offer(self.capabilities, self.kinds), 1, (), scene.now):
+        offer = self._foreseen(scene)
+        if offer is not None:
+            for lane in scene.lanes.turn(offer, 1, (), scene.now):
                 wants.ready[Ready(lane)] = min(self.limit, scene.limits.max_inflight)
         return wants
+
+    def _foreseen(self, scene: Scene) -> Offer | None:
+        """What it probably offers; None if nobody knows, or if sources take turns: then others are asked for, too."""
+        key = Key("node", self.node_id)
+        if self.capabilities is not None:
+            return Offer(self.capabilities, self.kinds)
+        if key not in scene.known or not scene.lanes.of_one_source:
+            return None
+        row = scene.known[key]
+        return self._offer(node_of(row) if row else None)
 
     def decide(self, view: View) -> Decision:
         """Leases, the same leases again, or none with a reason. Never refused."""

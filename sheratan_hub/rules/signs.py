@@ -115,15 +115,16 @@ class Turning(msgspec.Struct, frozen=True):
 class Signs(msgspec.Struct, frozen=True):
     """All of them. `now` is the hub's time; of one that is down, the last moment that its files tell of.
 
-    `held_by` names the process that holds the store; `killed`: its audit log ends without a HUB_STOP, `began`: it has
-    one at all. `oldest_ms`: how long the first job that may be leased has waited, None if there is none.
+    `held_by` names the process that holds the store; `killed`: its audit log ends without a HUB_STOP (None: it cannot
+    be read), `began`: it has one at all. `oldest_ms`: how long the first job that may be leased has waited, None if
+    there is none.
     `bursts` are how many events of a kind within a minute are too many; `commit_ms` is how long a commit takes.
     """
 
     now: int
     planes: tuple[Answering, ...] = ()
     held_by: str = ""
-    killed: bool = False
+    killed: bool | None = False
     began: bool = True
     store: StoreSign = StoreSign()
     disks: tuple[DiskSign, ...] = ()

@@ -88,6 +88,9 @@ def _hub(signs: Signs) -> Iterator[Said]:
     elif not signs.began:
         do = ("Name the directory or the settings of the hub: --data-dir DIR, --config FILE.", start)
         yield "hub-down", "No hub answers, and none has ever run with this data directory.", evidence, do, None
+    elif signs.killed is None:
+        text = "The hub is down. Why it ended cannot be told: its audit log cannot be read by who runs this."
+        yield "hub-down", text, evidence, (DISK_ADVICE["forbidden"], start), None
     elif signs.killed:
         why = "Find out why: the end of its log, and the system's journal (out of memory, a signal, a power cut)."
         at = rfc3339(signs.now)

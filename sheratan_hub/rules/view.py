@@ -42,6 +42,8 @@ class View:
         """Of lanes that are not loaded: for how many jobs they have been asked since the last load."""
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
+        self._joined_from: dict[str, int] = {}
+        """The lowest order among those."""
 
     def add(self, wants: Wants, loaded: Loaded) -> None:
         """Take in what the store found for `wants`. Rows already here keep what was decided on them."""
@@ -102,6 +104,10 @@ class View:
         """Whether any part of the lane was loaded."""
         return lane in self._ready
 
+    def exhausted(self, lane: str) -> bool:
+        """Whether all that the store holds in the lane was loaded."""
+        return lane in self._ready and len(self._ready[lane]) < self._depth[lane]
+
     def count(self, facet: str) -> int:
         """How many there are of `facet`, this batch's decisions included."""
         if facet not in self._counts:
@@ -127,9 +133,9 @@ class View:
         found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
         if len(found) < limit and len(rows) >= self._depth[lane]:
             raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
-        if lane in self._joined:
-            found += [row for row in self._joined[lane] if self._rows[row.key] is row]
-            found = sorted(found, key=_place)[:limit]
+        if lane in self._joined and (len(found) < limit or found[-1].order >= self._joined_from[lane]):
+            left = self._joined[lane] = [row for row in self._joined[lane] if self._rows[row.key] is row]
+            found = sorted(found + left, key=_place)[:limit]
         return found
 
     def joined(self) -> dict[str, list[int]]:
@@ -199,6 +205,7 @@ class View:
                 self._deltas[facet] = self._deltas.get(facet, 0) + 1
             if row.lane is not None:
                 self._joined.setdefault(row.lane, []).append(row)
+                self._joined_from[row.lane] = min(row.order, self._joined_from.get(row.lane, row.order))
                 self.used_up.discard(row.lane)
         self._rows[key] = self._written[key] = row
 
@@ -238,6 +245,7 @@ class View:
         copy._written, copy._deltas, copy._fresh = dict(self._written), dict(self._deltas), set(self._fresh)
         copy._locked, copy._orders = set(self._locked), self._orders
         copy._joined = {lane: list(rows) for lane, rows in self._joined.items()}
+        copy._joined_from = dict(self._joined_from)
         return copy
 
 

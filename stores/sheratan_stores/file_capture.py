@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sheratan_hub.clock import Clock
 from sheratan_hub.storage import StoreRefused
 from sheratan_stores import file_folder
 from sheratan_stores.file_folder import CLOSED
+from sheratan_stores.file_records import is_torn, read_all
 
 TRIES = 100
 """So often they are opened anew when some went meanwhile."""
+
+WRITES, WRITE_MS = 40, 25
+"""So often, and after so long, it is looked whether a record was only being written while it was read."""
 
 
 class Captured:
@@ -73,3 +79,37 @@ def captured(folder: Path) -> Iterator[Captured]:
         raise StoreRefused(f"{error.filename or folder} cannot be read: {error.strerror}") from error
     finally:
         files.close()
+
+
+async def growing_in(files: Captured, clock: Clock) -> dict[str, bytes]:
+    """The files of a log that somebody may be writing to: its last one, or the one before, if that was made already.
+
+    The last is read first: it holds nothing that comes after the end of what is read of the one before.
+    """
+    return {name: await _grown(files, name, clock) for name in reversed(files.named("log-")[-2:])}
+
+
+async def _grown(files: Captured, name: str, clock: Clock) -> bytes:
+    """What a file holds up to the end of a record.
+
+    It is not read in an instant: behind a record that was not there yet later ones may be. They are left out if that
+    record is there when it is looked again; else it is damaged, which is for who reads it to say.
+    """
+    before = 0
+    for _ in range(WRITES):
+        data = await asyncio.to_thread(files.read, name)
+        end = await asyncio.to_thread(_end, data, name)
+        if is_torn(data, name, end, len(data)):
+            break
+        if 0 < before < end:
+            return data[:end].ljust(len(data), b"\0")
+        before = end
+        await clock.sleep(WRITE_MS)
+    return data
+
+
+def _end(data: bytes, name: str) -> int:
+    end = 0
+    for record in read_all(data, name):
+        end = record.end
+    return end

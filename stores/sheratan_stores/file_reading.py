@@ -1,7 +1,8 @@
 """The file store read as a whole beside who writes: its files are opened, the log is read up to where it ends now.
 
 What is open stays readable when a compaction removes it. Nothing is locked, no file is changed. The rows are put
-together in memory, as the hub itself has them.
+together in memory, as the hub itself has them. Longer than 300 lines because a reading is one thing from the first file
+to the last row.
 """
 
 from __future__ import annotations
@@ -21,17 +22,14 @@ from sheratan_hub.storage import Key, Page, Row, StoreRefused
 from sheratan_hub.storage_tools import PIECE, PIECE_BYTES, About, Finding
 from sheratan_hub.storage_tools import Batch as Lines
 from sheratan_stores import file_folder, file_segments, file_snapshot
-from sheratan_stores.file_capture import Captured, captured
+from sheratan_stores.file_capture import Captured, captured, growing_in
 from sheratan_stores.file_folder import CLOSED, Reader
-from sheratan_stores.file_records import is_torn, read_all
+from sheratan_stores.file_records import read_all
 from sheratan_stores.file_registry import readable
 from sheratan_stores.file_segments import FORMAT, Batch, Scan, Tail, decode, number_of
 from sheratan_stores.lock import held_by
 from sheratan_stores.sqlite_reading import readable_by_others
 from sheratan_stores.state import NONE, State, unpack
-
-WRITES, WRITE_MS = 40, 25
-"""So often, and after so long, it is looked whether a record was only being written while it was read."""
 
 REGISTRY = "nodes_registry.json"
 
@@ -41,44 +39,10 @@ async def reading(folder: Path, clock: Clock) -> AsyncIterator[FileReading]:
     """All that the store in `folder` holds at this moment."""
     with captured(folder) as files:
         holder = held_by(folder / "lock")
-        growing = await _growing(files, clock) if holder else {}
+        growing = await growing_in(files, clock) if holder else {}
         reader = await asyncio.to_thread(_put_together, files, growing)
         events = Ledger(files, reader.lines, reader.ledger.pruned, reader.seq)
         yield FileReading(folder, holder, reader.state, reader.seq, events)
-
-
-async def _growing(files: Captured, clock: Clock) -> dict[str, bytes]:
-    """The files of a log that somebody may be writing to: its last one, or the one before, if that was made already.
-
-    The last is read first: it holds nothing that comes after the end of what is read of the one before.
-    """
-    return {name: await _grown(files, name, clock) for name in reversed(files.named("log-")[-2:])}
-
-
-async def _grown(files: Captured, name: str, clock: Clock) -> bytes:
-    """What a file holds up to the end of a record.
-
-    It is not read in an instant: behind a record that was not there yet later ones may be. They are left out if that
-    record is there when it is looked again; else it is damaged, which is for who reads it to say.
-    """
-    before = 0
-    for _ in range(WRITES):
-        data = await asyncio.to_thread(files.read, name)
-        end = await asyncio.to_thread(_end, data, name)
-        if is_torn(data, name, end, len(data)):
-            break
-        if 0 < before < end:
-            return data[:end].ljust(len(data), b"\0")
-        before = end
-        await clock.sleep(WRITE_MS)
-    return data
-
-
-def _end(data: bytes, name: str) -> int:
-    end = 0
-    for record in read_all(data, name):
-        end = record.end
-    return end
 
 
 def _put_together(files: Captured, growing: dict[str, bytes]) -> Reader:

@@ -88,13 +88,23 @@ def _format(db: sqlite3.Connection, path: Path) -> int:
         return 0
     if mark != APPLICATION_ID:
         raise StoreRefused(f"{path} is a SQLite database of another program")
-    version: int = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0]
+    version = noted(db, "format")
     if version > len(STEPS):
         raise StoreRefused(
             f"{path} has format {version}, this version knows formats up to {len(STEPS)}; "
             "start the version of Sheratan Hub that wrote it, or a newer one"
         )
     return version
+
+
+def noted(db: sqlite3.Connection, key: str) -> int:
+    """A number that the file keeps: its format, or that of its next event. Raises sqlite3.Error."""
+    record = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if record is None or not isinstance(record[0], int):
+        damage = sqlite3.DatabaseError(f"it does not say its {key}")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage
+    return record[0]
 
 
 def _first_damage(db: sqlite3.Connection, path: Path) -> str | None:

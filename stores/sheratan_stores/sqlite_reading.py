@@ -126,7 +126,7 @@ class SqliteReading:
     def __init__(self, db: sqlite3.Connection, path: Path, holder: str) -> None:
         self._db, self._path = db, path
         with translated(path):
-            version: int = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0]
+            version = sqlite_format.noted(db, "format")
             self.seq = sqlite_rows.next_seq(db)
         self.about = About(str(path), version, holder)
         if version < len(sqlite_format.STEPS):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sheratan_hub.storage import Conflict, Due, Key, LedgerLine, Page, Ready, Row
+from sheratan_stores.sqlite_format import noted
 
 COLUMNS = ("kind", "id", "doc", "l0", "l1", "l2", "l3", "l4", "lane", "ord", "agenda", "due_at")
 FIELDS = ", ".join(COLUMNS)
@@ -227,9 +228,8 @@ def add_lines(db: sqlite3.Connection, first: int, at: int, lines: list[bytes]) -
 
 def next_seq(db: sqlite3.Connection) -> int:
     """The number the next ledger line gets: after the last there is, or the last that was pruned."""
-    (noted,) = db.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()
     last = db.execute("SELECT first + n FROM ledger ORDER BY first DESC LIMIT 1").fetchone()
-    return max(int(noted), *(last or (1,)))
+    return max(noted(db, "seq"), *(last or (1,)))
 
 
 def prune(db: sqlite3.Connection, before: int, seq: int, most: int) -> tuple[int, int]:

@@ -42,6 +42,7 @@ def salvaging(path: Path, scratch: Path) -> Iterator[Salvage]:
     draft = scratch / "salvaged.db"
     with translated(path), closing(connect(path, mode_for(path, ""))) as source:
         source.text_factory = bytes
+        source.execute("PRAGMA writable_schema = ON")  # else a file that was cut off is not read at all
         _ours(source, path)
         with writing(draft), closing(new_file(draft)) as target:  # reading has its errors translated by itself
             target.execute("BEGIN")
@@ -57,7 +58,7 @@ def _ours(source: sqlite3.Connection, path: Path) -> None:
     if mark != sqlite_format.APPLICATION_ID:
         raise StoreRefused(f"{path} is a SQLite database of another program")
     try:
-        version = source.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0]
+        version = sqlite_format.noted(source, "format")
     except sqlite3.DatabaseError:
         version = len(sqlite_format.STEPS)  # that page is lost; rows tell for themselves
     if version != len(sqlite_format.STEPS):
@@ -102,6 +103,8 @@ def _missing(source: sqlite3.Connection, target: sqlite3.Connection) -> Iterator
     named = 0
     try:
         for kind, id in source.execute(KEYS):
+            if not (isinstance(kind, bytes) and isinstance(id, bytes)):
+                continue
             name = kind.decode(errors="replace"), id.decode(errors="replace")
             if target.execute("SELECT 1 FROM rows WHERE kind = ? AND id = ?", name).fetchone() is None:
                 named += 1
@@ -139,8 +142,8 @@ def _rest(source: sqlite3.Connection, target: sqlite3.Connection, path: Path) ->
             continue
         gaps.append(f"the events from number {first} on cannot be read")
     try:
-        noted = source.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()[0]
-    except (sqlite3.DatabaseError, TypeError):
+        noted = sqlite_format.noted(source, "seq")
+    except sqlite3.DatabaseError:
         noted = 1
     target.execute("UPDATE meta SET value = ? WHERE key = 'seq'", (max(noted, following),))
     yield from (f"{path}: {gap}" for gap in gaps)

@@ -200,6 +200,11 @@ def watching(tmp_path: Path, line: Line) -> Iterator[Watching]:
         found.end(signal.SIGKILL)
 
 
+def test_a_watcher_that_sees_no_log_says_where_it_looks(line: Line, tmp_path: Path) -> None:
+    done = line("watch", "--once", "--data-dir", str(tmp_path / "elsewhere"))
+    assert (done.returncode, f"no audit log in {tmp_path}/elsewhere/logs yet" in done.stderr) == (0, True)
+
+
 def test_alerts_are_written_and_printed_and_it_ends_well(watching: Watching) -> None:
     process = watching.start()
     watching.write(3)

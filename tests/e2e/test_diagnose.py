@@ -219,6 +219,26 @@ def test_a_hub_that_was_stopped_is_told_from_one_that_was_killed(hub: Hub, tmp_p
     assert "it was stopped" in told["findings"][0]["text"]
 
 
+def test_files_that_only_the_hubs_user_may_read_tell_nothing_of_its_end(
+    hub: Hub, tmp_path: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(stopped, tmp_path / "var")
+    stat = Path.stat
+
+    def forbidden(path: Path, **options: Any) -> Any:
+        if "logs" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    status, told = hub.told("--output", "b.zip")
+    monkeypatch.undo()
+    assert (status, codes(told)[0]) == (1, "hub-down")
+    assert "its audit log cannot be read by who runs this" in told["findings"][0]["text"]
+    members = opened(tmp_path / "b.zip")
+    assert {"config.json", "audit.json", "store.json", "waiting.json"} <= set(members)
+
+
 def test_a_touched_audit_log_is_named(hub: Hub, tmp_path: Path, stopped: Path) -> None:
     shutil.copytree(stopped, tmp_path / "var")
     log = tmp_path / "var/logs/hub_security_audit.jsonl"

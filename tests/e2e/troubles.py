@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import shutil
 from collections import namedtuple
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from io import BytesIO
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from zipfile import ZipFile
 
 import pytest
+from msgspec import structs
 
 from sheratan_hub import clock
-from sheratan_hub.clock import VirtualClock
-from sheratan_hub.config import AlertSettings, DlqSettings, NodeSettings, QueueSettings
+from sheratan_hub.asking import Planes
+from sheratan_hub.bundle import read_member
+from sheratan_hub.clock import VirtualClock, rfc3339
+from sheratan_hub.config import AlertSettings, DlqSettings, NodeSettings, QueueSettings, StoreSettings
+from sheratan_hub.diagnosis_offline import Given, of_files
 from sheratan_hub.metrics import looking, timing
+from sheratan_hub.redact import Redactor
+from sheratan_hub.rules.signs import Answering
 from tests.conftest import Site
 from tests.prometheus import Scrape, scrape
 from tests.stores.faults import failing
@@ -36,7 +41,8 @@ class Watched:
     def __init__(self, site: Site, time: VirtualClock, patch: pytest.MonkeyPatch) -> None:
         self.site, self.clock, self.patch = site, time, patch
         self.minutes: list[Scrape] = []
-        self.findings: set[str] | None = None
+        self.findings: list[str] = []
+        self.left: list[str] = []
 
     async def look(self, minutes: int = 1) -> None:
         """Scrape both planes; the hub stays as it is for so many minutes."""
@@ -47,19 +53,40 @@ class Watched:
             texts[plane] = text
         self.minutes += [scrape(texts)] * minutes
 
-    async def diagnose(self) -> set[str]:
-        """What the hub itself finds wrong now, by the codes of its findings."""
+    async def diagnose(self) -> None:
+        """What the hub itself finds wrong now, and what its files would tell if it were killed now: codes, in order."""
         async with self.site.session.get(self.site.url("control", "/api/bundle")) as answer:
             body = await answer.read()
             assert answer.status == 200, body
-        with ZipFile(BytesIO(body)) as bundle:
-            (name,) = (one for one in bundle.namelist() if one.endswith("verdict.json"))
-            self.findings = {one["code"] for one in json.loads(bundle.read(name))["findings"]}
-        return self.findings
+        self.findings = [one["code"] for one in read_member(body, "verdict.json")["findings"]]
+        self.left = [one.code for one in (await of_files(self.killed())).findings]
+
+    def killed(self) -> Given:
+        """The files as a kill leaves them, with nobody behind the ports."""
+        settings = self.site.app.settings
+        here = Path(settings.hub.data_dir)
+        there = here.with_name(f"{here.name}-killed")
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(here, there)
+        store = StoreSettings(url=settings.store.url.replace(str(here), str(there)))
+        hub = structs.replace(settings.hub, data_dir=str(there))
+        settings = structs.replace(settings, hub=hub, store=store)
+        planes = tuple(Answering(plane, "http://127.0.0.1:1", False, "refused") for plane in ("control", "data"))
+        return Given(settings, {}, {}, Redactor(), planes, Planes("", "", ""))
+
+    async def pass_time(self, ms: int) -> None:
+        """Move the clock, and see that what fell due meanwhile is done: a store on disk takes its own time."""
+        await self.clock.advance(ms)
+        await self.site.app.hub.sweep()
 
     async def beat(self, node_id: str, **fields: Any) -> None:
         status, body = await self.site.control("POST", "/api/hosts/heartbeat", {"node_id": node_id, **fields})
         assert status == 200, body
+
+    async def activate(self, policy: dict[str, Any]) -> None:
+        _, made = await self.site.control("POST", "/api/policies", policy)
+        path = f"/api/policies/{made['version']}/activate"
+        assert (await self.site.control("POST", path, headers={"If-Match": "0"}))[0] == 200
 
     async def submit(self, **fields: Any) -> tuple[int, Any]:
         return await self.site.data("POST", "/api/jobs", {"kind": "work", **fields})
@@ -81,19 +108,19 @@ async def workers_are_killed(hub: Watched) -> None:
         await hub.site.submit(timeout_seconds=1000)
     for n in range(12):
         await hub.site.lease(f"w{n}")
-    await hub.clock.advance(5_000)
+    await hub.pass_time(5_000)
     await hub.look(3)
 
 
 async def the_fleet_falls_silent(hub: Watched) -> None:
     for n in range(8):
         await hub.beat(f"w{n}")
-    await hub.clock.advance(31_000)
+    await hub.pass_time(31_000)
     await hub.look(2)
 
 
 async def a_node_is_killed(hub: Watched) -> None:
-    await hub.clock.advance(61_000)
+    await hub.pass_time(61_000)
     await hub.look(3)
 
 
@@ -146,7 +173,7 @@ async def nobody_looks_at_dead_letters(hub: Watched) -> None:
     for _ in range(2):
         await hub.site.submit(max_retries=0)
         await hub.site.finish(await hub.site.lease(), ok=False, error="broken")
-    await hub.clock.advance(2_000)
+    await hub.pass_time(2_000)
     await hub.look(17)
 
 
@@ -163,7 +190,7 @@ async def results_are_corrupted(hub: Watched) -> None:
 async def work_is_done_twice_and_differs(hub: Watched) -> None:
     await hub.site.submit(timeout_seconds=1000)
     first = await hub.site.lease("w1")
-    await hub.clock.advance(5_000)
+    await hub.pass_time(5_000)
     await hub.site.finish(await hub.site.lease("w2"), result=2)
     assert (await hub.site.finish(first, result=1))[0] == 409
     await hub.look(2)
@@ -256,7 +283,7 @@ async def nodes_are_unwell(hub: Watched) -> None:
 
 async def nodes_are_late(hub: Watched) -> None:
     await hub.beat("n3")
-    await hub.clock.advance(21_000)
+    await hub.pass_time(21_000)
     await hub.beat("n1", health="GREEN")
     await hub.look(8)
 
@@ -274,7 +301,7 @@ async def a_rotation_leaves_nodes_behind(hub: Watched) -> None:
     body = {"token": "the-token-that-is-to-follow", "seconds": 60}
     assert (await hub.site.control("POST", "/api/tokens/rotation", body))[0] == 201
     await hub.beat("n1", health="GREEN")
-    await hub.clock.advance(31_000)
+    await hub.pass_time(31_000)
     await hub.look(2)
 
 
@@ -287,19 +314,51 @@ async def old_tokens_are_used(hub: Watched) -> None:
 
 
 async def the_policy_denies(hub: Watched) -> None:
-    policy = {"policy": {"rules": [{"effect": "deny", "actions": ["submit"], "kinds": ["work"]}]}}
-    _, made = await hub.site.control("POST", "/api/policies", policy)
-    path = f"/api/policies/{made['version']}/activate"
-    assert (await hub.site.control("POST", path, headers={"If-Match": "0"}))[0] == 200
+    await hub.activate({"policy": {"rules": [{"effect": "deny", "actions": ["submit"], "kinds": ["work"]}]}})
     for _ in range(25):
         assert (await hub.submit())[0] == 403
     await hub.look(2)
 
 
+async def a_kind_is_paused(hub: Watched) -> None:
+    await hub.submit()
+    assert (await hub.site.data("POST", "/admin/pause", {"kind": "work"}))[0] == 200
+    await hub.look()
+
+
+async def no_node_can(hub: Watched) -> None:
+    await hub.submit(required_capabilities=["tpu"])
+    await hub.look()
+
+
+async def all_nodes_are_silent(hub: Watched) -> None:
+    await hub.submit()
+    await hub.pass_time(61_000)
+    await hub.look()
+
+
+async def the_policy_keeps_nodes_away(hub: Watched) -> None:
+    policy = {"policy": {"rules": [{"effect": "deny", "actions": ["pull"], "kinds": ["work"]}]}}
+    await hub.activate(policy)
+    await hub.submit()
+    await hub.look()
+
+
+async def a_clock_is_wrong(hub: Watched) -> None:
+    await hub.beat("n1", health="GREEN", ts_utc=rfc3339(hub.clock.now() - 3_600_000))
+    await hub.look()
+
+
 class Trouble(NamedTuple):
+    """What happens; the alerts that must fire; what diagnose finds, the worst first, of the running hub.
+
+    `left`: of its files it finds the same, behind `hub-down`.
+    """
+
     happens: Callable[[Watched], Awaitable[None]]
     alerts: tuple[str, ...]
     findings: tuple[str, ...]
+    left: bool = True
     store: str = "memory"
     settings: Mapping[str, Any] = MappingProxyType({})
 
@@ -311,29 +370,40 @@ TROUBLES = (
         workers_are_killed,
         ("SheratanLeasesLost", "SheratanPoison", "SheratanDeadLettersGrowing"),
         ("dead-letters",),
+        store="file",
         settings={"queue": QueueSettings(lease_seconds=2, max_losses=1)},
     ),
     Trouble(
         the_fleet_falls_silent,
         ("SheratanFleetSilent",),
-        ("mass-silence",),
+        ("mass-silence", "node-down"),
+        store="file",
         settings={"nodes": NODES},
     ),
-    Trouble(a_node_is_killed, ("SheratanNodeDown",), ("node-down",), settings={"nodes": NODES}),
+    Trouble(a_node_is_killed, ("SheratanNodeDown",), ("node-down",), store="file", settings={"nodes": NODES}),
     Trouble(
-        the_queue_is_filled, ("SheratanQueueFull",), ("backpressure",), settings={"queue": QueueSettings(max_depth=2)}
+        the_queue_is_filled,
+        ("SheratanQueueFull",),
+        ("backpressure",),
+        store="file",
+        settings={"queue": QueueSettings(max_depth=2)},
     ),
     Trouble(
         leases_are_used_up,
         ("SheratanInflightSaturated",),
         ("saturated",),
+        store="file",
         settings={"queue": QueueSettings(max_inflight=1)},
     ),
-    Trouble(the_disk_is_full, ("SheratanDiskFull",), ("disk-full",), "file"),
-    Trouble(the_disk_fills, ("SheratanDiskFilling",), (), "file"),
-    Trouble(dead_letters_pile_up, ("SheratanDeadLettersGrowing",), ("dead-letters",)),
+    Trouble(the_disk_is_full, ("SheratanDiskFull",), ("disk-full",), left=False, store="file"),
+    Trouble(the_disk_fills, ("SheratanDiskFilling",), (), store="file"),
+    Trouble(dead_letters_pile_up, ("SheratanDeadLettersGrowing",), ("dead-letters",), store="file"),
     Trouble(
-        nobody_looks_at_dead_letters, ("SheratanDeadLettersOverLimit",), (), settings={"dlq": DlqSettings(max_items=1)}
+        nobody_looks_at_dead_letters,
+        ("SheratanDeadLettersOverLimit",),
+        ("dead-letters",),
+        store="file",
+        settings={"dlq": DlqSettings(max_items=1)},
     ),
     Trouble(results_are_corrupted, ("SheratanIntegrityFailure",), ("integrity",)),
     Trouble(
@@ -350,15 +420,20 @@ TROUBLES = (
         settings={"alerts": AlertSettings(in_process=True)},
     ),
     Trouble(the_audit_log_cannot_be_written, ("SheratanAuditNotWritable",), ("audit-not-writable",)),
-    Trouble(a_sync_fails, ("SheratanStoreDown",), ("store-down",), "file"),
-    Trouble(a_file_cannot_be_followed, ("SheratanLoopFailing",), ("loop-errors",)),
+    Trouble(a_sync_fails, ("SheratanStoreDown",), ("store-down",), left=False, store="file"),
+    Trouble(a_file_cannot_be_followed, ("SheratanLoopFailing",), ("loop-errors",), left=False),
     Trouble(a_bug, ("SheratanErrors",), ()),
-    Trouble(no_worker_comes, ("SheratanQueueStuck", "SheratanPromisesMissed"), ("queue-stuck",)),
-    Trouble(the_disk_is_slow, ("SheratanCommitSlow",), ("commit-latency",), "file"),
+    Trouble(no_worker_comes, ("SheratanQueueStuck", "SheratanPromisesMissed"), ("queue-stuck",), left=False),
+    Trouble(the_disk_is_slow, ("SheratanCommitSlow",), ("commit-latency",), left=False, store="file"),
     Trouble(nodes_are_unwell, ("SheratanNodeUnwell", "SheratanAttestationDrift", "SheratanAttestationSpoof"), ()),
-    Trouble(nodes_are_late, ("SheratanNodesStale",), (), settings={"nodes": NODES}),
+    Trouble(nodes_are_late, ("SheratanNodesStale",), ("node-down",), store="file", settings={"nodes": NODES}),
     Trouble(strangers_come, ("SheratanAuthBurst", "SheratanPortMismatch"), ("auth-burst", "port-mismatch")),
-    Trouble(a_rotation_leaves_nodes_behind, ("SheratanRotationStragglers",), ("rotation-stragglers",)),
+    Trouble(a_rotation_leaves_nodes_behind, ("SheratanRotationStragglers",), ("rotation-stragglers",), store="file"),
     Trouble(old_tokens_are_used, ("SheratanOldToken",), ()),
     Trouble(the_policy_denies, ("SheratanPolicyDenials",), ()),
+    Trouble(a_kind_is_paused, (), ("paused",), store="file"),
+    Trouble(no_node_can, (), ("no-capable-node",), store="file"),
+    Trouble(all_nodes_are_silent, (), ("nodes-silent", "node-down"), store="file", settings={"nodes": NODES}),
+    Trouble(the_policy_keeps_nodes_away, (), ("policy-denies",), store="file"),
+    Trouble(a_clock_is_wrong, (), ("clock-skew",), store="file"),
 )

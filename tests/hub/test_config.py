@@ -306,14 +306,14 @@ def test_no_secret_is_shown_anywhere():
     Path("key").write_text("canary-key")
     environ = {
         "SHERATAN_HUB_TOKEN": "canary-token",
-        "SHERATAN_STORE_URL": "postgresql://hub:canary-password@db.example/hub",
+        "SHERATAN_STORE_URL": "postgresql://hub:canary-password@db.example/hub?a=1&sslpassword=canary&b=2",
     }
     Path("hub.toml").write_text("[integrity]\nmode = 'hmac'\nhmac_key_file = 'key'")
     found, secrets = load(None, environ)
     shown = repr(found) + repr(secrets) + str(secrets) + repr(explain(None, environ))
     assert secrets == Secrets("canary-token", "canary-key")
     assert "canary" not in shown
-    assert "postgresql://hub:***@db.example/hub" in shown
+    assert "postgresql://hub:***@db.example/hub?a=1&sslpassword=***&b=2" in shown
     assert "canary" not in refusal({**environ, "SHERATAN_DATA_PORT": "x"})
     assert "canary" not in refusal({**environ, "SHERATAN_STORE_URL": "canary-password"})
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
@@ -80,6 +81,22 @@ async def test_large_jobs_are_forgotten_a_few_at_a_time(make_hub: MakeHub, clock
     await clock.advance(60_000)
     await hub.keeping.prune()
     assert (sum(gone), max(gone)) == (30, 8)
+
+
+async def test_other_ages_count_at_once_though_a_prune_is_under_way(make_hub: MakeHub, clock: VirtualClock) -> None:
+    hub = await make_hub(KEPT)
+    await finish(hub)
+    shorter = [msgspec.structs.replace(KEPT, completed_kept_ms=1000)]
+
+    def adopt(committed: Committed) -> None:
+        if committed.commands and shorter:
+            hub.adopt(shorter.pop())
+
+    await clock.advance(2000)
+    hub.observe(adopt)
+    assert await hub.keeping.prune() == 0
+    await hub.keeping.prune()
+    assert await hub.counts() == {}
 
 
 async def test_the_loop_forgets_by_itself(make_hub: MakeHub, clock: VirtualClock) -> None:

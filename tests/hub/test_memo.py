@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from sheratan_hub.clock import VirtualClock
+from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
+from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.finish import Cancel, Finish
 from sheratan_hub.rules.nodes import Beat, Forget
 from sheratan_hub.rules.pull import Pull
 from sheratan_hub.rules.submit import Submit
-from sheratan_hub.storage import Conflict, Loaded, StoreDown, Wants
+from sheratan_hub.storage import Conflict, Key, Loaded, Row, StoreDown, Wants
 from tests.hub.moody import Moody, MoodyTx
 
 MakeHub = Callable[..., Awaitable[Hub]]
@@ -72,6 +73,62 @@ async def test_a_pull_sees_what_a_heartbeat_has_changed(make_hub: MakeHub, store
     assert (await hub.pull(ask, 0)).reason == "no_job"
 
 
+async def test_a_waiting_pull_asks_the_store_once_for_its_node_and_offers_what_that_says_by_now(
+    make_hub: MakeHub, store: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Key] = []
+    fetch = Asked.fetch
+
+    async def noted(self: Asked, keys: Sequence[Key]) -> list[Row]:
+        fetched.extend(key for key in keys if key.kind == "node")
+        return await fetch(self, keys)
+
+    monkeypatch.setattr(Asked, "fetch", noted)
+    hub = await make_hub(store=store)
+    for n in range(3):
+        await hub.execute(Submit(f"j{n}", "k"))
+        assert [job.id for job in (await hub.pull(Pull("n", f"s{n}"), 1000)).jobs] == [f"j{n}"]
+    assert fetched == [Key("node", "n")]
+    await hub.execute(Beat("n", capabilities=("gpu",)))
+    waiting = asyncio.create_task(hub.pull(Pull("n", "s3"), 1000))
+    await settle()
+    await hub.execute(Submit("j3", "k", needs=("gpu",)))
+    assert [job.id for job in (await waiting).jobs] == ["j3"]
+    assert fetched == [Key("node", "n")]
+
+
+async def test_a_result_and_the_next_job_of_a_node_that_is_known_take_one_look_into_the_store(
+    make_hub: MakeHub, store: Asked
+) -> None:
+    hub = await make_hub(store=store)
+    await hub.execute(Beat("n", capabilities=("gpu",)))
+    await hub.execute_many([Submit(f"j{n}", "k", needs=("gpu",)) for n in range(3)])
+    (first,) = (await hub.pull(Pull("n", "s0"), 0)).jobs
+    asked = len(store.wants)
+    _, pulled = await hub.pull_after([Finish(first.id, True, first.lease_id)], Pull("n", "s1"), 0, HUB)
+    assert ([job.id for job in pulled.jobs], len(store.wants) - asked) == (["j1"], 1)
+    changed = hub.execute(Beat("n", capabilities=()))
+    asleep = hub.pull_after([Finish("j1", True, pulled.jobs[0].lease_id)], Pull("n", "s2"), 0, HUB)
+    _, (_, pulled) = await asyncio.gather(changed, asleep)
+    assert pulled.reason == "no_job", "what is guessed does not decide"
+
+
+@pytest.mark.parametrize("capabilities", [None, frozenset[str]()])
+async def test_a_job_for_a_pull_that_waits_is_made_and_leased_without_a_look_into_the_store(
+    make_hub: MakeHub, store: Asked, capabilities: frozenset[str] | None
+) -> None:
+    hub = await make_hub(store=store)
+    for n in range(2):
+        waiting = asyncio.create_task(hub.pull(Pull("n", f"s{n}", capabilities=capabilities), 1000))
+        await settle()
+        asked = len(store.wants)
+        await hub.execute(Submit(f"j{n}", "k"))
+        (job,) = (await waiting).jobs
+        looks = len(store.wants) - asked
+        await hub.execute(Finish(job.id, True, job.lease_id))
+    assert looks == 0
+
+
 @pytest.mark.parametrize("error", [StoreDown("broken"), Conflict("raced")])
 async def test_after_a_failed_batch_the_store_is_asked_again(make_hub: MakeHub, store: Asked, error: Exception) -> None:
     hub = await make_hub(store=store)
@@ -81,7 +138,7 @@ async def test_after_a_failed_batch_the_store_is_asked_again(make_hub: MakeHub, 
     await asyncio.gather(hub.execute(Submit("j1", "k")), return_exceptions=True)
     await hub.execute(Submit("j2", "k"))
     assert len(store.wants) > asked
-    assert (await hub.counts())["job:pending"] == hub.committer._memo._counts["job:pending"]
+    assert (await hub.counts())["job:pending"] == hub.committer.memo._counts["job:pending"]
 
 
 async def test_nothing_is_remembered_of_a_store_that_others_write(
@@ -120,7 +177,7 @@ async def test_what_is_remembered_is_what_is_stored(
         (found,) = await asyncio.gather(chosen, return_exceptions=True)
         for job in getattr(found, "jobs", ()):
             held = Finish(job.id, True, job.lease_id)
-        memo, stored = hub.committer._memo, await store.counts()
+        memo, stored = hub.committer.memo, await store.counts()
         assert memo._counts == {facet: stored.get(facet, 0) for facet in memo._counts}
-        rows = {key: row for key, row in memo._rows.items() if row is not None}
-        assert rows == {row.key: row for row in await store.fetch([*memo._rows])}
+        rows = {key: row for key, row in memo.rows.items() if row is not None}
+        assert rows == {row.key: row for row in await store.fetch([*memo.rows])}

@@ -466,6 +466,20 @@ async def test_whatever_is_spoilt_there_is_one_sentence_or_a_copy_that_is_right(
     assert hashes(folder) == before
 
 
+@pytest.mark.parametrize("bytes_left", [0.9, 0.5])
+async def test_of_a_sqlite_file_that_was_cut_off_the_beginning_is_kept(bytes_left: float, tmp_path: Path) -> None:
+    store = await filled("sqlite", path := tmp_path / "a", close=False)
+    for number in range(200):
+        await add(store, number, 1000)
+    await store.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * bytes_left)])
+    done = await repair(at("sqlite", path), target := at("file", tmp_path / "b"), tmp_path, 9)
+    assert done.lost
+    assert done.report.clean
+    assert (await held(target)).rows["job"] >= 1
+
+
 async def test_lost_events_keep_their_numbers(tmp_path: Path) -> None:
     (folder := tmp_path / "old").mkdir()
     before = await held(await filled("file", folder / "a"))

@@ -49,6 +49,7 @@ def waits(*reasons: str, age: int = MINUTE, lacking: tuple[str, ...] = ()) -> Wa
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("hub-down", {"planes": DOWN, "killed": True}, "was killed"),
     ("hub-down", {"planes": DOWN}, "was stopped"),
+    ("hub-down", {"planes": DOWN, "killed": None}, "cannot be read by who runs this"),
     ("hub-down", {"planes": DOWN, "began": False}, "none has ever run"),
     ("hub-down", {"planes": DOWN, "held_by": "process 7 on box"}, "process 7 on box holds its store"),
     ("hub-down", {"planes": (UP[0], DOWN[1])}, "The data plane does not answer"),

@@ -109,8 +109,7 @@ async def test_a_ledger_that_cannot_be_synced_ends_the_store_and_loses_nothing(t
 
 @pytest.mark.parametrize("when", [3, 4, 5])
 async def test_no_commit_is_reported_after_a_real_sync_failed(tmp_path: Path, when: int) -> None:
-    if not shutil.which("strace"):
-        lacking("needs strace")
+    assert shutil.which("strace"), "strace is not there: apt-get install strace"
     faults = ["-e", "trace=fdatasync", "-e", f"inject=fdatasync:error=EIO:when={when}"]
     command = [sys.executable, str(CHILD), "commit", f"file://{tmp_path / 'hub'}"]
     run = subprocess.run(

@@ -240,6 +240,14 @@ async def test_a_store_without_its_tables_is_refused(path: Path) -> None:
     assert "damaged" in await refusal(path)
 
 
+@pytest.mark.parametrize("harm", ["DELETE FROM meta", "UPDATE meta SET value = 'none'"])
+async def test_a_store_that_does_not_say_its_format_is_refused(path: Path, harm: str) -> None:
+    await fill(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(harm)
+    assert "is damaged: it does not say its format" in await refusal(path)
+
+
 def zeroed(content: bytes) -> bytes:
     return content[:8192] + bytes(4096) + content[12288:]
 

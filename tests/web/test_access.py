@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from sheratan_hub.clock import VirtualClock
-from sheratan_hub.config import MetricsSettings
+from sheratan_hub.config import MetricsSettings, Secrets
 from sheratan_hub.rules.access import GRANTS, TOKEN_RIGHTS
 from sheratan_hub.web.plane import Route
 from sheratan_hub.web.routes import ROUTES
@@ -138,6 +138,17 @@ async def test_scoped_tokens_outlive_a_restart(make_site: MakeSite, scheme: str)
     site = await make_site(scheme)
     status, _, _ = await site.ask("control", "GET", "/api/hosts", headers={"Authorization": f"Bearer {token}"})
     assert status == 200
+
+
+async def test_a_revoked_token_that_the_settings_name_is_still_the_shared_one(make_site: MakeSite) -> None:
+    site = await make_site("sqlite")
+    access_id, token = await made(site, "viewer")
+    await site.session.close()
+    await site.app.stop()
+    site = await make_site("sqlite", secrets=Secrets(token))
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await site.ask("control", "DELETE", f"/api/access/{access_id}", headers=headers))[0] == 200
+    assert (await site.ask("control", "GET", "/api/access", headers=headers))[0] == 200
 
 
 async def test_scoped_tokens_outlive_a_rotation(make_site: MakeSite, clock: VirtualClock) -> None:

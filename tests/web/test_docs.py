@@ -504,6 +504,12 @@ def test_the_design_gives_a_reason_for_every_dependency_and_for_no_other():
     assert sorted(told) == sorted({re.split(r"[<>=]", one)[0] for one in wanted})
 
 
+def test_no_decision_is_told_twice_or_inside_another():
+    heads = Counter(re.findall(r"\*\*2026-\d\d-\d\d · [^*]+\*\*", read("DESIGN.md")))
+    assert [head for head, times in heads.items() if times > 1] == []
+    assert sum(heads.values()) == len(re.findall(r"^\n\*\*2026-", read("DESIGN.md"), re.MULTILINE))
+
+
 def test_every_module_of_the_floors_stands_in_the_design():
     told = read("DESIGN.md").partition("| floor |")[2].partition("\n\n")[0]
     names = re.findall(r"`([\w*]+)(?:\.py|/)`", told)

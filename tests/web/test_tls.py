@@ -17,7 +17,7 @@ from sheratan_hub.client import HubClient, HubUnreachable, client_tls
 from sheratan_hub.config import BadConfig, ControlSettings, DataSettings, HubSettings, Secrets, Settings, TlsSettings
 from sheratan_hub.notify import Notifier
 from sheratan_hub.web.tls import server_context
-from tests.conftest import TOKEN, MakeSite, Site, lacking
+from tests.conftest import TOKEN, MakeSite, Site
 
 
 class Files:
@@ -47,8 +47,7 @@ class Files:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    if shutil.which("openssl") is None:
-        lacking("openssl is not there")
+    assert shutil.which("openssl"), "openssl is not there: apt-get install openssl"
     return Files(tmp_path_factory.mktemp("tls"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,11 +12,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from rich.console import Console
 
+from sheratan_hub import top
 from sheratan_hub.cli_top import draw
 from sheratan_hub.client import HubClient, HubRefused, HubUnreachable
 from sheratan_hub.clock import VirtualClock
+from sheratan_hub.metrics import table
 from sheratan_hub.top import STARTED, PerSecond, Sampler, Snapshot, read_samples
 from tests.conftest import TOKEN, MakeSite, Site
+from tests.web.test_docs import column
 
 
 def client(site: Site, token: str = TOKEN) -> HubClient:
@@ -136,6 +141,14 @@ def test_samples_are_those_of_the_hub_with_one_label_or_none() -> None:
         "# TYPE sheratan_long_polls gauge\nsheratan_long_polls 2\n"
     )
     assert read_samples(text) == {("sheratan_jobs", "pending"): 3.0, ("sheratan_long_polls", ""): 2.0}
+
+
+def test_what_it_asks_for_is_what_metrics_tell() -> None:
+    assert (top.PRIORITIES, top.STATUSES, top.STATES) == (table.PRIORITIES, table.JOB_STATUSES, table.NODE_STATES)
+    names = set(re.findall(r'"(sheratan_\w+)"', Path(top.__file__).read_text()))
+    assert len(names) > 5
+    assert names <= table.BY_NAME.keys()
+    assert set(top.RATES.values()) <= set(column("Ledger"))
 
 
 SHOWN = Snapshot(

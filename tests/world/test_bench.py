@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.conftest import lacking
 from tools import load
 from tools.bench import rows, tooling
 from tools.bench.chains import CHAINS, KIND, Dry, Tally, Wrong
@@ -146,8 +145,7 @@ def test_results_of_a_batch_that_were_not_taken_are_an_error(monkeypatch: pytest
 @pytest.fixture(scope="module")
 def tools_there() -> None:
     for name in ("wrk", "gcc"):
-        if shutil.which(name) is None:
-            lacking(f"{name} is not installed")
+        assert shutil.which(name), f"{name} is not there: apt-get install {name}"
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ def test_the_token_of_the_compose_file_is_a_secret_where_the_image_looks_for_it(
     (name,) = hub["secrets"]
     assert json.loads(of(IMAGE, "CMD")[0])[-1] == f"/run/secrets/{name}"
     assert found["secrets"] == {name: {"file": "./token"}}
+    assert str((DOCKER / "token").relative_to(ROOT)) in (ROOT / ".gitignore").read_text().split()
     assert "environment" not in hub
 
 
