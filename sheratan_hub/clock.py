@@ -125,13 +125,21 @@ class VirtualClock:
         end = self._now + ms
         await settle()
         while self._sleepers and self._sleepers[0][0] <= end:
-            due, _, waiter = heapq.heappop(self._sleepers)
-            self._now = max(self._now, due)
-            if not waiter.done():
-                waiter.set_result(None)
-            await settle()
+            if self._wake(self._sleepers[0][0]):
+                await settle()
         self._now = end
         await settle()
+
+    def _wake(self, due: int) -> int:
+        """Wake all whose time this is; how many still slept."""
+        woken = 0
+        while self._sleepers and self._sleepers[0][0] <= due:
+            waiter = heapq.heappop(self._sleepers)[2]
+            if not waiter.done():
+                self._now = max(self._now, due)
+                waiter.set_result(None)
+                woken += 1
+        return woken
 
     def job_id(self) -> str:
         """See `Clock.job_id`."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
-from importlib.metadata import entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
@@ -242,7 +242,7 @@ def open_store(url: str, clock: Any) -> Store:
     The store is not opened. Raises `StoreRefused` for an unknown scheme or another version of the seam.
     """
     scheme = url.partition("://")[0]
-    found = {point.name: point for point in entry_points(group="sheratan_hub.stores")}
+    found = _installed()
     if "://" not in url or scheme not in found:
         known = ", ".join(f"{name}://" for name in sorted(found)) or "none is installed"
         raise StoreRefused(f"{scheme}:// is no store that is installed here; known are {known}")
@@ -254,6 +254,12 @@ def open_store(url: str, clock: Any) -> Store:
         )
     store: Store = make(url, clock)
     return store
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    """The stores by scheme. Every package that is installed has to be looked at for them, so that is done once."""
+    return {point.name: point for point in entry_points(group="sheratan_hub.stores")}
 
 
 def merge(wants: Iterable[Wants], most: int | None = None) -> Wants:

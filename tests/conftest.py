@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -40,11 +41,13 @@ def lacking(what: str) -> NoReturn:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where outputs are kept, all that is logged in this process is, at DEBUG."""
+    """Where outputs are kept, all that is logged in this process is, at DEBUG; of aiosqlite, which tells of every
+    statement twice, what a hub would say too: warnings."""
     folder = os.environ.get(canaries.KEPT)
     if folder is not None:
         config.option.log_file = f"{folder}/{os.getpid()}.log"
         config.option.log_file_level = "DEBUG"
+        logging.getLogger("aiosqlite").setLevel(logging.WARNING)
 
 
 class Site:

@@ -83,6 +83,12 @@ def test_a_secret_in_a_file_of_its_own_is_where_it_belongs(monkeypatch: pytest.M
     assert suites.main() == 0
 
 
+def test_bytecode_is_kept_even_where_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    put("rules", "import sys\ndef test_it(): assert not sys.dont_write_bytecode\n")
+    assert suites.main() == 0
+
+
 def test_no_test_at_all_is_a_failure() -> None:
     assert suites.main() == 1
 
