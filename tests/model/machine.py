@@ -249,6 +249,23 @@ class Machine(RuleBasedStateMachine):
         self.rig.run(self.rig.beat(Beat(node, "GREEN", status, None, capabilities, None, most, boot)))
         self.found_polls()
 
+    @precondition(lambda self: self.leases)
+    @rule(place=st.integers(0, 1), looks=st.booleans())
+    def a_holder_is_started_anew(self, place: int, looks: bool) -> None:
+        """Its old boot is known; what it holds is lost, unless it was leased in this very millisecond."""
+        _, _, node = self.lease(place)
+        for boot in ("b1", "b2"):
+            self.rig.run(self.rig.beat(Beat(node, boot_id=boot)))
+        self.found_polls()
+        if looks:
+            self.sweep()
+
+    @precondition(lambda self: self.leases)
+    @rule(place=st.integers(0, 1))
+    def a_holder_is_drained_at_once(self, place: int) -> None:
+        self.do(Drain(self.lease(place)[2], 0))
+        self.sweep()
+
     @rule(node=nodes, deadline=st.sampled_from((None, 0, 3000)))
     def drain(self, node: str, deadline: int | None) -> None:
         self.do(Drain(node, deadline))

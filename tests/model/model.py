@@ -273,7 +273,7 @@ class Model:
         facets += [f"running:{job.source}" for job in running if job.source]
         facets += [f"m:{job.mission}:{job.status}" for job in self.jobs.values() if job.mission]
         for job in self.gone.values():  # 15: as long as the mission is known
-            if job.mission and not self.mission_is_gone(job.mission):
+            if job.mission:
                 facets += [f"m:{job.mission}:{job.status}", f"m:{job.mission}:pruned"]
         return {facet: facets.count(facet) for facet in set(facets)}
 
@@ -364,6 +364,9 @@ class Model:
             ends = [job.finished_at for job in self.gone.values() if job.mission == id]
             if max(ends, default=mission.made_at) + self.limits.mission_kept_ms <= self.now:
                 del self.missions[id]
+        for job in self.gone.values():
+            if job.mission and self.mission_is_gone(job.mission):
+                job.mission = None  # whoever names it anew begins from zero
 
     def _known(self, key: str | None) -> tuple[str, str] | None:
         """8: a key is held while its job lives, then for its time after the job's end."""
