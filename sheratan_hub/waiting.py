@@ -84,7 +84,9 @@ class Waiter:
         """
         nothing = reason in ("no_job", "paused", "throttled")
         used = wakes if nothing else min(found, wakes)
-        lanes = self.woken[:used] if reason == "no_job" else []
+        if reason == "node_full":
+            used = len(self.woken)  # it looks by itself once a lease of its node has ended
+        lanes = self.woken[:used] if reason in ("no_job", "node_full") else []
         del self.woken[:used]
         self.saturated, self.full = reason == "inflight_limit", reason == "node_full"
         if found or self.saturated:
@@ -316,7 +318,7 @@ class Waiting:
         shape = shape_of(lane)
         for _, _, waiter in self._line:
             barred = waiter.bars is not None and waiter.bars(lane)
-            if len(waiter.woken) < waiter.limit and waiter.could_take(shape) and not barred:
+            if len(waiter.woken) < waiter.limit and not waiter.full and waiter.could_take(shape) and not barred:
                 waiter.woken.append(lane)
                 waiter.event.set()
                 self._place(waiter)

@@ -14,9 +14,11 @@ from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job
+from sheratan_hub.rules.lanes import Offer, lane_name
 from sheratan_hub.rules.nodes import Beat
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit
+from sheratan_hub.waiting import Waiting
 
 MakeHub = Callable[..., Awaitable[Hub]]
 
@@ -337,3 +339,15 @@ async def test_of_an_answer_that_broke_while_it_was_written_work_that_may_run_on
     hub.give_back(await pull(hub, "n1", limit=2), begun=begun)
     await settle(50)
     assert [(await hub.job(id)).status for id in ("once", "often")] == ["running" if begun else "pending", "pending"]
+
+
+def test_a_wake_that_met_a_pull_of_a_full_node_goes_to_one_with_room() -> None:
+    waiting, offer, lane = Waiting(), Offer(frozenset(), frozenset()), lane_name(2, "k", "", ())
+    with waiting.pull(offer, 10, "full") as full, waiting.pull(offer, 1, "idle") as idle:
+        mark = waiting.mark(full)
+        assert waiting.wake(lane)
+        assert (full.woken, idle.woken) == ([lane], []), "its bid is not known before it has looked"
+        assert waiting.looked(full, 0, "node_full", 0, 0, mark) == [lane]
+        assert waiting.wake(lane)
+        assert (full.woken, idle.woken) == ([], [lane])
+        assert not waiting.wake(lane), "a full node's pull looks by itself once it has room"
