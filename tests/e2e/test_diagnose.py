@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from sheratan_hub import asking
 from sheratan_hub.cli import main
-from tests.e2e.serving import TOKEN, Served
+from tests.e2e.serving import Served
 from tools.canaries import encodings
 
 POSTGRES = "postgresql://hub:{}@db.example/hub"
@@ -299,10 +299,9 @@ def test_a_hub_on_another_machine_cannot_be_diagnosed_from_here(hub: Hub, tmp_pa
 
 CANARIES = {
     name: f'canary/"{name}"+\\%0123456789'
-    for name in ("next", "hmac", "webhook", "params", "result", "failure", "label", "key", "header", "pause")
+    for name in ("active", "next", "hmac", "webhook", "params", "result", "failure", "label", "key", "header", "pause")
 }
 CANARIES |= {
-    "active": TOKEN,
     "password": "canary-password-0123456789",
     "env": "canary-env+0123456789",
     "scoped": "canary-scoped-0123456789",
@@ -371,6 +370,7 @@ def test_no_secret_and_nothing_of_a_job_is_in_a_bundle_of_either_kind(hub: Hub, 
         "[log]\nlevel = 'debug'\n"
     )
     hub.environ |= {
+        "SHERATAN_HUB_TOKEN": can["active"],
         "SHERATAN_RESULT_HMAC_KEY": can["hmac"],
         "BACKUP_DSN": POSTGRES.format(can["password"]),
         "CLOUD_SECRET": can["env"],
