@@ -168,7 +168,7 @@ class Hub:
                 given = await self._given(waiter)
                 if given is not None or not woken or waiter.dismissed:
                     return outcomes, given or pulled
-                waiter.event.clear()
+                waiter.rouse()
                 waiter.offer = await self._offer(command)
 
     async def _take_turns(self, first: Sequence[Command], origin: Origin, order: Order) -> list[Outcome]:

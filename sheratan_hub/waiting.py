@@ -93,6 +93,11 @@ class Waiter:
             self.freed = False
         return lanes
 
+    def rouse(self) -> None:
+        """It is about to look again, so wakes count for it: what was known of its node's room is old."""
+        self.event.clear()
+        self.full = False
+
     def could_take(self, shape: Shape) -> bool:
         """Whether it can take a job of this shape, and its answer would be read."""
         return not self.dismissed and suits(*shape, self.offer)

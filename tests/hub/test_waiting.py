@@ -351,3 +351,14 @@ def test_a_wake_that_met_a_pull_of_a_full_node_goes_to_one_with_room() -> None:
         assert waiting.wake(lane)
         assert (full.woken, idle.woken) == ([], [lane])
         assert not waiting.wake(lane), "a full node's pull looks by itself once it has room"
+
+
+def test_a_job_that_comes_while_a_pull_looks_whose_node_has_room_again_is_not_missed() -> None:
+    waiting, offer, lane = Waiting(), Offer(frozenset(), frozenset()), lane_name(2, "k", "", ())
+    with waiting.pull(offer, 1, "n1") as one:
+        assert waiting.looked(one, 0, "node_full", 0, 0, waiting.mark(one)) == []
+        assert not waiting.wake(lane)
+        one.rouse()
+        assert waiting.wake(lane), "its look may be over before this job was there"
+        assert waiting.looked(one, 0, "no_job", 1, 0, waiting.mark(one)) == []
+        assert one.event.is_set()
