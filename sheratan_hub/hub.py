@@ -209,6 +209,8 @@ class Hub:
         """Those who wait for jobs that a batch makes, each as an item of that batch."""
         if not self.waiting.pulls or not self.judge.trivial:
             return []  # by a policy who waits first is not who may have the job
+        if view.left:
+            return []  # which lane is next is known again after the commit
         lanes = {lane: len(orders) for lane, orders in view.joined().items()}
         return [waiter.serve(n) for waiter, n in self.waiting.takers(lanes)]
 
@@ -379,9 +381,10 @@ class Hub:
                 observer(committed)
             except Exception:
                 log.exception("an observer failed")
-        rows = (*committed.changes.new, *committed.changes.put)
-        if rows:
-            self.waiting.committed(committed.changes.new, committed.changes.put)
+        changes = committed.changes
+        rows = (*changes.new, *changes.put)
+        if rows or changes.gone:
+            self.waiting.committed(changes)
             self._let_look()
             soonest = min((row.due_at for row in rows if row.agenda in SWEPT), default=None)
             if soonest is not None:

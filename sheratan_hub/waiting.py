@@ -21,7 +21,7 @@ from sheratan_hub.rules.lanes import Offer, Shape, read_lane, suits
 from sheratan_hub.rules.nodes import node_of
 from sheratan_hub.rules.policies import node_ask
 from sheratan_hub.rules.policy import Ask
-from sheratan_hub.storage import Row
+from sheratan_hub.storage import Changes, Row
 
 Good = Callable[[], bool] | None
 """Whether the token of one who waits is still in force; None: there is none."""
@@ -251,20 +251,23 @@ class Waiting:
         elif not waiter.saturated:
             self._thirsty.discard(waiter.place)
 
-    def committed(self, new: Iterable[Row], put: Iterable[Row]) -> None:
+    def committed(self, changes: Changes) -> None:
         """Wake whom these rows concern: a claimable job a pull that can take it, an ended lease one that waits for
         it, a finished job its own waiters, a node its own pulls."""
         nobody: set[Shape] = set()
-        for row in new:
+        for row in changes.new:
             self._claimable(row, nobody)
             if row.kind == "node" and row.id in self._nodes:
                 self._heard(row)
-        for row in put:
+        for row in changes.put:
             self._claimable(row, nobody)
             if row.kind == "job" and row.labels[0] != "running":
                 self._ended(row)
             elif row.kind == "node" and row.id in self._nodes:
                 self._heard(row)
+        for key in changes.gone:
+            if key.kind == "node" and key.id in self._nodes:
+                self._look_again(key.id)
 
     def _ended(self, row: Row) -> None:
         self._free_one()

@@ -12,10 +12,11 @@ from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Limits, Refused
+from sheratan_hub.rules.drain import Drain
 from sheratan_hub.rules.finish import Finish
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.lanes import Offer, lane_name
-from sheratan_hub.rules.nodes import Beat
+from sheratan_hub.rules.nodes import Beat, Forget
 from sheratan_hub.rules.pull import Pull, Pulled
 from sheratan_hub.rules.submit import Submit
 from sheratan_hub.waiting import Waiting
@@ -362,3 +363,33 @@ def test_a_job_that_comes_while_a_pull_looks_whose_node_has_room_again_is_not_mi
         assert waiting.wake(lane), "its look may be over before this job was there"
         assert waiting.looked(one, 0, "no_job", 1, 0, waiting.mark(one)) == []
         assert one.event.is_set()
+
+
+async def test_a_pull_of_a_full_node_looks_again_when_its_limit_is_forgotten_with_the_node(make_hub: MakeHub) -> None:
+    hub = await make_hub()
+    await hub.execute(Beat("n1", max_concurrent=0))
+    await submit(hub, "j")
+    waiting = pull(hub, "n1")
+    await settle()
+    assert not waiting.done()
+    await hub.execute_many([Drain("n1"), Forget("n1")])
+    await settle()
+    assert [job.id for job in waiting.result().jobs] == ["j"]
+
+
+async def test_who_waits_is_not_given_a_job_of_a_line_whose_head_has_just_gone(
+    make_hub: MakeHub, clock: VirtualClock
+) -> None:
+    """What comes back as the head of its line goes is later than what waits in another one."""
+    hub = await make_hub(Limits(max_leases_per_node=1, loss_delay_ms=0, lease_ms=5000))
+    await submit(hub, "back", kind="a")
+    assert (await pull(hub, "n1", wait_ms=0)).jobs
+    await submit(hub, "head", kind="a", expires_in_ms=4000)
+    await clock.advance(2000)
+    await submit(hub, "older", kind="b")
+    waiting = pull(hub, "n1")
+    await settle()
+    clock._now += 4000
+    await hub.sweep()
+    await settle()
+    assert [job.id for job in waiting.result().jobs] == ["older"]
