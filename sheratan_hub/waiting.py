@@ -21,6 +21,7 @@ from sheratan_hub.rules.lanes import Offer, Shape, read_lane, suits
 from sheratan_hub.rules.nodes import node_of
 from sheratan_hub.rules.policies import node_ask
 from sheratan_hub.rules.policy import Ask
+from sheratan_hub.rules.view import leases_by_node
 from sheratan_hub.storage import Changes, Row
 
 Good = Callable[[], bool] | None
@@ -268,15 +269,16 @@ class Waiting:
         for key in changes.gone:
             if key.kind == "node" and key.id in self._nodes:
                 self._look_again(key.id)
+        for node, more in leases_by_node(changes.counts):  # a lease that has ended may be another node's by now
+            if more < 0 and node in self._nodes:
+                for waiter in self._nodes[node]:
+                    waiter.ended += 1
+                self._look_again(node)
 
     def _ended(self, row: Row) -> None:
         self._free_one()
         if row.labels[2] is not None:
             self._frees_of_sources += 1
-        if row.labels[4] in self._nodes:
-            for waiter in self._nodes[row.labels[4]]:
-                waiter.ended += 1
-            self._look_again(row.labels[4])
         if row.labels[0] not in ("pending", "quarantined"):
             for waiting in self._jobs.get(row.id, ()):
                 waiting.row = row

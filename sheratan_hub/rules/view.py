@@ -5,7 +5,7 @@ Longer than 300 lines because it is one class, through which everything that a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import count, islice
 
@@ -275,9 +275,17 @@ def pruned_of(mission: str) -> str:
     return in_mission("pruned", mission)
 
 
+LEASES = "leases:"
+
+
 def leases_on(node_id: str) -> str:
     """The facet of a node's live leases."""
-    return f"leases:{node_id}"
+    return LEASES + node_id
+
+
+def leases_by_node(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Of counts by facet those of live leases, each with its node."""
+    return ((facet[len(LEASES) :], n) for facet, n in counts.items() if facet.startswith(LEASES))
 
 
 def running_of(source: str) -> str:

@@ -13,7 +13,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.items import HUB
 from sheratan_hub.rules.command import Limits, Refused
 from sheratan_hub.rules.drain import Drain
-from sheratan_hub.rules.finish import Finish
+from sheratan_hub.rules.finish import Cancel, Finish, Release
 from sheratan_hub.rules.jobs import Job
 from sheratan_hub.rules.lanes import Offer, lane_name
 from sheratan_hub.rules.nodes import Beat, Forget
@@ -393,3 +393,22 @@ async def test_who_waits_is_not_given_a_job_of_a_line_whose_head_has_just_gone(
     await hub.sweep()
     await settle()
     assert [job.id for job in waiting.result().jobs] == ["older"]
+
+
+async def test_a_pull_of_a_full_node_looks_again_when_its_lease_has_become_another_nodes_at_once(
+    make_hub: MakeHub,
+) -> None:
+    hub = await make_hub(Limits(max_leases_per_node=1))
+    await submit(hub, "j")
+    [job] = (await pull(hub, "n1", wait_ms=0)).jobs
+    waiting = pull(hub, "n1", kinds=frozenset({"other"}))
+    await settle()
+    taking = pull(hub, "n2")
+    await settle()
+    await hub.execute(Release("j", job.lease_id or ""))
+    await settle()
+    assert [one.id for one in taking.result().jobs] == ["j"]
+    await submit(hub, "nobodys", kind="third")
+    await hub.execute_many([Cancel("nobodys"), Submit("k", "other")])
+    await settle()
+    assert [one.id for one in waiting.result().jobs] == ["k"]
