@@ -76,7 +76,7 @@ class Served:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port or self.data_port}{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Authorization": f"Bearer {self.environ['SHERATAN_HUB_TOKEN']}"},
+            {"Authorization": f"Bearer {self.environ.get('SHERATAN_HUB_TOKEN', TOKEN)}"},
             method=method,
         )
         try:
