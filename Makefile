@@ -3,6 +3,7 @@ PYTHON ?= python3
 STORE ?= sqlite
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -q -o faulthandler_timeout=1800
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo rotation run test check format smoke bench torture lock clean
@@ -47,12 +48,12 @@ bench: setup ## every store's speed against an empty handler, 10 minutes; BENCH=
 
 torture: setup ## what takes too long for make test: 100 kills of a hub on each store, every damage and power cut, long walks beside the model; 15 minutes
 	@for store in sqlite file; do $(BIN)/python tools/crash.py --store $$store --kills 100 || exit 1; done
-	@MODEL_TORTURE=5 $(BIN)/python -m pytest -q -p xdist -n 2 tests/model
-	@STORE_TORTURE=4 $(BIN)/python -m pytest -q tests/stores/test_file_power.py tests/stores/test_file_damage.py
-	@GRAPH_TORTURE=10000 $(BIN)/python -m pytest -q tests/hub/test_cascades.py
-	@EXAMPLES=400 SEED=$$$$ $(BIN)/python -m pytest -q -p xdist -n 2 tests/web/test_schemathesis.py
-	@ROTATIONS=20 $(BIN)/python -m pytest -q tests/e2e/test_rotation.py
-	@$(BIN)/python -m pytest -q tests/world/container_build.py
+	@MODEL_TORTURE=5 $(PYTEST) -p xdist -n 2 tests/model
+	@STORE_TORTURE=4 $(PYTEST) tests/stores/test_file_power.py tests/stores/test_file_damage.py
+	@GRAPH_TORTURE=10000 $(PYTEST) tests/hub/test_cascades.py
+	@EXAMPLES=400 SEED=$$$$ $(PYTEST) -p xdist -n 2 tests/web/test_schemathesis.py
+	@ROTATIONS=20 $(PYTEST) tests/e2e/test_rotation.py
+	@$(PYTEST) tests/world/container_build.py
 
 lock: setup ## resolve the dependencies anew into tools/lock
 	@sh tools/lock.sh

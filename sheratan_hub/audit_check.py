@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sheratan_hub.audit import Audit
-from sheratan_hub.audit_lines import ALERTS_NAME, Head, chain_files, first_seq
+from sheratan_hub.audit_lines import ALERTS_NAME, Head, Identity, chain_files, first_seq, identity, listed
 from sheratan_hub.audit_verify import Chain, Place
 from sheratan_hub.clock import Clock
 
@@ -84,8 +84,12 @@ class ChainCheck:
         if self._racy or (self._growing and self._inode != _inode(self._path)):
             self._rewind()  # it was changed a moment before it was read, or has been rotated since
         left, at_end = budget, False
-        for file in self._files_left():
-            left, at_end = self._read(file, left)
+        files, current = listed(self._path)
+        done = {stamp.inode for stamp in self._done}
+        for file in files:
+            if _inode(file) in done:
+                continue
+            left, at_end = self._read(file, current, left)
             if left <= 0 or self._chain.broken is not None or not at_end:
                 break
         self._broken_at = self._stamp_of_broken()
@@ -99,14 +103,11 @@ class ChainCheck:
             self._done.pop(0)
         return all(there.get(stamp.inode) == stamp for stamp in self._done)
 
-    def _files_left(self) -> list[Path]:
-        """The file that is being looked at and those after it."""
-        done = {stamp.inode for stamp in self._done}
-        return [file for file in chain_files(self._path) if _inode(file) not in done]
-
-    def _read(self, file: Path, budget: int) -> tuple[int, bool]:
-        """(what is left of the budget, whether its end was reached)"""
+    def _read(self, file: Path, current: Identity, budget: int) -> tuple[int, bool]:
+        """(what is left of the budget, whether its end was reached); a log rotated since it was listed is left."""
         with file.open("rb") as opened:
+            if file == self._path and identity(opened.fileno()) != current:
+                return budget, False
             found = os.fstat(opened.fileno())
             if self._inode != found.st_ino:
                 self._begin_file(found.st_ino, growing=file == self._path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -132,10 +133,43 @@ def cut_detail(text: bytes) -> dict[str, Any]:
     return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
+Identity = tuple[int, int] | None
+"""Device and inode of a file, None if there is none: another one under the same name means a rotation."""
+
+
+class Listing(NamedTuple):
+    """The files of a log that exist, oldest first: the rotated ones by the number in their names, then `path`.
+
+    `current` is which file had the log's own name: once another one has it, what is opened by that name is newer than
+    the rest of the list.
+    """
+
+    files: list[Path]
+    current: Identity
+
+
 def chain_files(path: Path) -> list[Path]:
-    """The files of a log that exist, oldest first: the rotated ones by the number in their names, then `path`."""
-    rotated = [(number, found) for found in path.parent.glob(f"{path.stem}.*") if (number := number_of(found, path))]
-    return [found for _, found in sorted(rotated) if found.is_file()] + ([path] if path.is_file() else [])
+    """The files of a log, oldest first."""
+    return listed(path).files
+
+
+def listed(path: Path) -> Listing:
+    """The files of a log as they were at one moment, even if it is rotated meanwhile."""
+    while True:
+        current = identity(path)
+        rotated = [(number, one) for one in path.parent.glob(f"{path.stem}.*") if (number := number_of(one, path))]
+        files = [found for _, found in sorted(rotated) if found.is_file()] + ([path] if path.is_file() else [])
+        if identity(path) == current:
+            return Listing(files, current)
+
+
+def identity(file: Path | int) -> Identity:
+    """Which file has this name, or is open as this descriptor."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def number_of(found: Path, path: Path) -> int:

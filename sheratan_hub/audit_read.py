@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sheratan_hub.audit_lines import chain_files, first_seq, parsed, seq_of, whole_lines
+from sheratan_hub.audit_lines import Identity, first_seq, identity, listed, parsed, seq_of, whole_lines
 from sheratan_hub.clock import rfc3339
 
 NEAR_BYTES = 65_536
@@ -67,14 +69,31 @@ def page(path: Path, after: int, limit: int, wanted: Filter = ANY, examine: int 
 
 
 def lines_after(path: Path, after: int) -> Iterator[bytes]:
-    """The lines with a number above `after`, through all files, oldest first."""
-    files = chain_files(path)
+    """The lines with a number above `after`, through all files, oldest first; none is passed over by a rotation."""
+    current: Identity | bool = False
+    while identity(path) != current:
+        files, current = listed(path)
+        last = after
+        try:
+            for lines in _chunks_after(files, after):
+                if identity(path) != current:
+                    break
+                for line in lines:
+                    if (seq := seq_of(line)) is None or seq > after:
+                        last = max(last, seq or 0)
+                        yield line
+        except FileNotFoundError:  # the oldest was removed, as a rotation does
+            current = False
+        after = last
+
+
+def _chunks_after(files: list[Path], after: int) -> Iterator[list[bytes]]:
+    """Lines from not far before the first with a number above `after` on."""
     begins = [first_seq(file) for file in files]
     begun = [place for place, seq in enumerate(begins) if seq is not None and seq <= after + 1]
     for place in range(begun[-1] if begun else 0, len(files)):
         offset = _offset_after(files[place], after) if begun and place == begun[-1] else 0
-        for _, lines in whole_lines(files[place], offset, NEAR_BYTES):
-            yield from (line for line in lines if (seq := seq_of(line)) is None or seq > after)
+        yield from (lines for _, lines in whole_lines(files[place], offset, NEAR_BYTES))
 
 
 def _offset_after(file: Path, after: int) -> int:
@@ -100,14 +119,19 @@ def _offset_after(file: Path, after: int) -> int:
 
 def newest(path: Path, count: int) -> list[Record]:
     """The last `count` lines, the newest last."""
-    found: list[Record] = []
-    for file in reversed(chain_files(path)):
+    while True:
+        files, current = listed(path)
+        with suppress(FileNotFoundError):
+            found = list(islice(_reversed_records(files), count))[::-1]
+            if identity(path) == current:
+                return found
+
+
+def _reversed_records(files: list[Path]) -> Iterator[Record]:
+    for file in reversed(files):
         for line in reversed_lines(file):
-            if len(found) == count:
-                return found[::-1]
             if (record := parsed(line)) is not None:
-                found.append(record)
-    return found[::-1]
+                yield record
 
 
 def reversed_lines(file: Path, chunk_bytes: int = NEAR_BYTES) -> Iterator[bytes]:
@@ -139,11 +163,9 @@ def moment(text: str) -> str:
 def search(path: Path, wanted: Filter) -> Iterator[Record]:
     """Every line that is wanted, oldest first, through all files."""
     quick = f'"event":"{wanted.event}"'.encode() if wanted.event else b""
-    for file in chain_files(path):
-        for _, lines in whole_lines(file):
-            for line in lines:
-                if quick in line and (record := parsed(line)) is not None and wanted.takes(record):
-                    yield record
+    for line in lines_after(path, 0):
+        if quick in line and (record := parsed(line)) is not None and wanted.takes(record):
+            yield record
 
 
 def alerts_page(path: Path, offset: int, limit: int) -> tuple[list[Record], int | None, int]:

@@ -47,9 +47,12 @@ def audit_verify(
     from sheratan_hub import audit_verify as proving
 
     head = _head(head_text) if head_text else None
-    found = _files(files) if files else _chain(_log(None, config, data_dir))
+    log = _log(None, config, data_dir)
     try:
+        found = _files(files) if files else _chain(log)
         verdict = proving.verify(found, head, begin=begin)
+        while verdict.broken and found != (found := _files(files) if files else _chain(log)):  # rotated meanwhile
+            verdict = proving.verify(found, head, begin=begin)
     except OSError as error:
         give_up(f"{error.filename} cannot be read: {error.strerror}", EXIT_FAILED)
     for note in verdict.notes:

@@ -20,9 +20,11 @@ from sheratan_hub.audit_lines import (
     ALERTS_NAME,
     FILE_NAME,
     START_HASH,
-    chain_files,
+    Identity,
     first_seq,
     head_of,
+    identity,
+    listed,
     parsed,
     seq_of,
 )
@@ -135,20 +137,21 @@ class Watcher:
             with suppress(OSError):
                 found = file.stat()
                 if inode and found.st_ino == inode and found.st_size >= offset and self._is_same(file):
-                    return self._open(file, offset)
+                    return self._open(file, offset, (found.st_dev, found.st_ino)) and self._file >= 0
+        files, current = listed(self._path)
+        begun = [(seq, file) for file in files if (seq := first_seq(file))]
         if not self._at.seq:
-            file = self._oldest_wanted()
-            return file.is_file() and self._open(file, 0)
-        unread = [file for file in chain_files(self._path) if (first_seq(file) or 0) > self._at.seq]
-        if unread and (holding := self._holding(self._at.seq + 1)) is not None:
-            return self._open(holding, 0)
-        file = unread[0] if unread else self._path
-        return file.is_file() and self._open(file, 0)
+            file = self._oldest_wanted(files)
+        elif begun and begun[-1][0] > self._at.seq:
+            file = next((file for seq, file in reversed(begun) if seq <= self._at.seq + 1), begun[0][1])
+        else:
+            file = self._path
+        return file.is_file() and self._open(file, 0, current if file == self._path else None) and self._file >= 0
 
-    def _oldest_wanted(self) -> Path:
+    def _oldest_wanted(self, files: list[Path]) -> Path:
         """Where the very first start begins: the oldest file that ends after the time from which lines count."""
         wanted = self._path
-        for file in reversed(chain_files(self._path)[:-1]):
+        for file in reversed(files[:-1]):
             head = last_head(file)
             if head is None or (head.ts or "") < self._at.not_before:
                 break
@@ -158,13 +161,12 @@ class Watcher:
     def _is_same(self, file: Path) -> bool:
         return self._at.first_seq is None or first_seq(file) == self._at.first_seq
 
-    def _holding(self, seq: int) -> Path | None:
-        """The file in which this line stands, if it is there."""
-        begun = [file for file in chain_files(self._path) if 0 < (first_seq(file) or 0) <= seq]
-        return begun[-1] if begun else None
-
-    def _open(self, file: Path, offset: int) -> bool:
+    def _open(self, file: Path, offset: int, expected: Identity = None) -> bool:
+        """Go on with this file if it is still the one that was expected; whether to read, or look again."""
         opened = os.open(file, os.O_RDONLY)
+        if expected is not None and identity(opened) != expected:
+            os.close(opened)
+            return True
         if self._file >= 0:
             os.close(self._file)
         self._file = opened
@@ -203,18 +205,17 @@ class Watcher:
 
     def _rotated(self) -> bool:
         """Whether the log goes on in another file. Asked before reading, so that nothing is left unread in this one."""
-        try:
-            return os.stat(self._path).st_ino != self._at.inode
-        except FileNotFoundError:
-            return False  # it is between two files
+        found = identity(self._path)
+        return found is not None and found[1] != self._at.inode  # None: it is between two files
 
     def _next(self) -> bool:
         """Go on with the next file, if it is there already."""
-        files = [file for file in chain_files(self._path) if file.stat().st_ino != self._at.inode]
-        unread = [file for file in files if (first_seq(file) or 0) > self._at.seq]
         self._unsaved = True
         with suppress(FileNotFoundError):
-            return self._open(unread[0] if unread else self._path, 0)
+            files, current = listed(self._path)
+            others = [file for file in files if file.stat().st_ino != self._at.inode]
+            file = next((file for file in others if (first_seq(file) or 0) > self._at.seq), self._path)
+            return self._open(file, 0, current if file == self._path else None)
         return False
 
     def _take(self, line: bytes) -> None:

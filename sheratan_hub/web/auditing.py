@@ -25,8 +25,8 @@ async def audit(call: Call) -> web.StreamResponse:
     """GET /api/audit: lines of the audit log by cursor, the newest last, and whether its chain holds."""
     view, request = call.services.audit, call.request
     last = _last(request)
-    proof = await view.proof()
     try:
+        proof = await view.proof()
         found = await asyncio.to_thread(_lines, view.path, request, last)
     except OSError as error:
         raise Refused(Code.UNAVAILABLE, f"the audit log cannot be read: {error}", retry_after_ms=2000) from error
