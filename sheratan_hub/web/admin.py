@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiohttp import web
-
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.rules.command import ORDERS, Code, Command, Refused
 from sheratan_hub.rules.finish import Cancel, Cancelled
@@ -19,6 +17,7 @@ from sheratan_hub.rules.lanes import read_lane
 from sheratan_hub.rules.purge import Purge
 from sheratan_hub.rules.redrive import Redrive, Redriven
 from sheratan_hub.web.admin_forms import CancelManyForm, PurgeForm, RedriveManyForm, labels, one_of_two
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.errors import entry
 from sheratan_hub.web.history import histories
 from sheratan_hub.web.plane import Call
@@ -33,7 +32,7 @@ PAGE_EXAMINED, PAGE_BYTES = 5000, 4 * 1024 * 1024
 LANES_TOLD = 100
 
 
-async def dlq(call: Call) -> web.StreamResponse:
+async def dlq(call: Call) -> Answer:
     """GET /admin/dlq: the failed jobs, the last submitted first."""
     names = ("kind", "source", "mission_id", "node_id")
     asked = ("failed", *(word(call.request, name) for name in names))
@@ -55,7 +54,7 @@ async def dlq(call: Call) -> web.StreamResponse:
     return listed("jobs", answers, walk.next)
 
 
-async def redrive(call: Call) -> web.StreamResponse:
+async def redrive(call: Call) -> Answer:
     """POST /admin/dlq/redrive: have dead letters run again, at once or so many a second."""
     form: RedriveManyForm = call.form
     _one_of_two(form)
@@ -87,7 +86,7 @@ async def _redrive(call: Call, ids: Sequence[str], done: dict[str, int]) -> list
     return told
 
 
-async def purge(call: Call) -> web.StreamResponse:
+async def purge(call: Call) -> Answer:
     """POST /admin/purge: cancel waiting jobs, with the reason PURGED."""
     form: PurgeForm = call.form
     call.done = done = {"dry_run": form.dry_run, "matched": 0, "purged": 0}
@@ -96,7 +95,7 @@ async def purge(call: Call) -> web.StreamResponse:
     return reply({"ok": True, **done, "next_cursor": after})
 
 
-async def cancel(call: Call) -> web.StreamResponse:
+async def cancel(call: Call) -> Answer:
     """POST /admin/cancel: cancel jobs; running ones are asked to stop."""
     form: CancelManyForm = call.form
     _one_of_two(form)
@@ -174,7 +173,7 @@ def _count(outcomes: Sequence[Any], done: dict[str, int], name: str) -> None:
                 done["cancel_requested"] = done.get("cancel_requested", 0) + 1
 
 
-async def queue(call: Call) -> web.StreamResponse:
+async def queue(call: Call) -> Answer:
     """GET /admin/queue: how full the queue is, what waits longest, what was put aside."""
     counts = await call.hub.counts()
     now, limits = call.services.clock.now(), call.hub.limits

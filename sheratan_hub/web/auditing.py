@@ -6,22 +6,21 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-from aiohttp.web_request import BaseRequest
-
 from sheratan_hub import audit_read
 from sheratan_hub.audit_check import AuditView, Proof
 from sheratan_hub.audit_read import Filter, Lines
 from sheratan_hub.audit_verify import Place
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import PAGE_MAX, cursor, page_limit, whole, word
 from sheratan_hub.web.render import reply
+from sheratan_hub.web.request import Request
 
 CUTS_SHOWN = 10
 
 
-async def audit(call: Call) -> web.StreamResponse:
+async def audit(call: Call) -> Answer:
     """GET /api/audit: lines of the audit log by cursor, the newest last, and whether its chain holds."""
     view, request = call.services.audit, call.request
     last = _last(request)
@@ -41,7 +40,7 @@ async def audit(call: Call) -> web.StreamResponse:
     )
 
 
-def _lines(path: Path, request: BaseRequest, last: int) -> Lines:
+def _lines(path: Path, request: Request, last: int) -> Lines:
     if last:
         records = audit_read.newest(path, last)
         return Lines(records, None, records[-1]["seq"] if records else 0)
@@ -66,7 +65,7 @@ def _place_answer(place: Place) -> dict[str, Any]:
     return {"file": Path(place.file).name, "line": place.line, "text": place.text}
 
 
-async def alerts(call: Call) -> web.StreamResponse:
+async def alerts(call: Call) -> Answer:
     """GET /api/alerts: what the watcher has raised, by cursor, the newest last."""
     path, last = call.services.audit.alerts, _last(call.request)
     at: int | None = None
@@ -79,19 +78,19 @@ async def alerts(call: Call) -> web.StreamResponse:
     return reply({"ok": True, "alerts": records, "next_cursor": next_cursor, "position": str(end)})
 
 
-def _last(request: BaseRequest) -> int:
+def _last(request: Request) -> int:
     """`last`: the last so many instead of the first; 0 when it is not asked for."""
     return whole(request, "last", 0, 1, PAGE_MAX)
 
 
-def _place(request: BaseRequest) -> int:
+def _place(request: Request) -> int:
     text = cursor(request) or "0"
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise Refused(Code.INVALID_FIELD, "cursor must be a next_cursor or a position of this list")
     return int(text)
 
 
-def _filter(request: BaseRequest) -> Filter:
+def _filter(request: Request) -> Filter:
     try:
         since, until = (
             audit_read.moment(text) if (text := word(request, name)) else None for name in ("since", "until")

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 from aiohttp import HttpVersion11, hdrs
-from aiohttp.web_request import BaseRequest
 
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.request import Request
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class BrokenBody(Exception):
     """The rest of a body cannot be read: what came is no valid transfer encoding."""
 
 
-async def read_body(request: BaseRequest, limit: int, seconds: float = BODY_SECONDS) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float = BODY_SECONDS) -> bytes:
     """The whole body. Refused: `unsupported_media_type`, `body_too_large` (as soon as it is known)."""
     _refuse_foreign(request.headers)
     length = request.content_length

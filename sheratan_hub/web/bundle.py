@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 
-from aiohttp import web
-
 from sheratan_hub.bundle import stamp, zipped
 from sheratan_hub.diagnosis_live import Running, of_hub
 from sheratan_hub.rules.command import Code, Refused
@@ -16,7 +14,7 @@ from sheratan_hub.web.plane import Call
 ZIP = "application/zip"
 
 
-async def bundle(call: Call) -> web.StreamResponse:
+async def bundle(call: Call) -> Answer:
     """GET /api/bundle: the diagnosis bundle as a zip, to this machine only whatever the policy says; one at a time."""
     if not call.is_local:
         raise Refused(Code.LOOPBACK_ONLY, "a bundle is given to the hub's own machine only")

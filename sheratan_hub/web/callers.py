@@ -7,9 +7,8 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Collection
 
-from aiohttp.web_request import BaseRequest
-
 from sheratan_hub.clock import Clock
+from sheratan_hub.web.request import Request
 
 FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Via")
 """Headers by which proxies are known."""
@@ -30,20 +29,20 @@ class Proxies:
     def __init__(self, trusted: Collection[str] = ()) -> None:
         self._trusted = tuple(ipaddress.ip_network(one) for one in trusted)
 
-    def client(self, request: BaseRequest) -> str | None:
+    def client(self, request: Request) -> str | None:
         """The client's address: the peer's, or what trusted proxies say, from the right up to the first stranger."""
         peer = request.remote
         if not self._trusted or not self._trusts(peer):
             return peer
         return self._told(request)[0] or peer
 
-    def hides(self, request: BaseRequest) -> bool:
+    def hides(self, request: Request) -> bool:
         """Whether a proxy has brought it that nobody trusts, or that does not tell from where."""
         if not any(name in request.headers for name in FORWARDED):
             return False
         return not self._trusts(request.remote) or not self._told(request)[1]
 
-    def _told(self, request: BaseRequest) -> tuple[str | None, bool]:
+    def _told(self, request: Request) -> tuple[str | None, bool]:
         """(the last address that trusted proxies tell, whether that is the client's: none before it is unreadable)"""
         found = None
         for header in reversed(request.headers.getall("X-Forwarded-For", ())):

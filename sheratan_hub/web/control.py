@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.config import Settings
 from sheratan_hub.rules.attestation import Claim
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.nodes import Beat, Beaten, Forget, node_of
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.body import decode
 from sheratan_hub.web.forms import AttestationForm, BeatForm
 from sheratan_hub.web.nodes import moment_ms, whole
@@ -24,7 +24,7 @@ LABELS_MAX = 50
 _SECRET = re.compile("token|secret|passw|credential|private|api_?key", re.IGNORECASE)  # such a field is never kept
 
 
-async def heartbeat(call: Call) -> web.StreamResponse:
+async def heartbeat(call: Call) -> Answer:
     """POST /api/hosts/heartbeat: record the node, tell it what to stop and when to come again."""
     form, labels = call.form
     node_id = form.node_id or form.host_id or form.host or form.name
@@ -89,7 +89,7 @@ def _claim(form: AttestationForm) -> Claim | None:
     return Claim(form.build_id, form.capability_hash, None if text is None else text[:500])
 
 
-async def registry(call: Call) -> web.StreamResponse:
+async def registry(call: Call) -> Answer:
     """GET /api/registry: every node by id, and the active policy."""
     nodes: dict[str, Any] = {}
     after: str | None = None
@@ -112,13 +112,13 @@ def _node(call: Call, row: Any) -> dict[str, Any]:
     return node_answer(node, call.hub.state_of(node))
 
 
-async def hosts(call: Call) -> web.StreamResponse:
+async def hosts(call: Call) -> Answer:
     """GET /api/hosts: the nodes by cursor."""
     page = await call.hub.page("node", (), cursor(call.request), page_limit(call.request))
     return listed("nodes", (_node(call, row) for row in page.rows), page.next)
 
 
-async def host(call: Call) -> web.StreamResponse:
+async def host(call: Call) -> Answer:
     """GET /api/hosts/{id}: one node, with its last attestations."""
     node = await call.hub.node(call.params["id"])
     if node is None:
@@ -126,7 +126,7 @@ async def host(call: Call) -> web.StreamResponse:
     return reply({"ok": True, **whole(call, node)})
 
 
-async def forget(call: Call) -> web.StreamResponse:
+async def forget(call: Call) -> Answer:
     """DELETE /api/hosts/{id}: forget a dead node."""
     await call.hub.execute(Forget(call.params["id"]), call.from_node(call.params["id"]))
     return reply({"ok": True, "node_id": call.params["id"]})

@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
-from aiohttp import web
-
 from sheratan_hub.config import Settings
 from sheratan_hub.rules.command import Code, Quota, Refused, Together
 from sheratan_hub.rules.finish import Cancel, Cancelled, Extend, Extended, Release
@@ -16,6 +14,7 @@ from sheratan_hub.rules.jobs import TRANSITIONS, Job, job_of
 from sheratan_hub.rules.redrive import Redrive
 from sheratan_hub.rules.submit import Submit, Submitted
 from sheratan_hub.tracing import traceparent_of
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry, quota_headers
 from sheratan_hub.web.forms import BatchForm, JobForm
@@ -44,7 +43,7 @@ def read_submit(body: bytes, doc: dict[str, Any], settings: Settings) -> JobForm
     return decode(body, JobForm)
 
 
-async def submit(call: Call) -> web.StreamResponse:
+async def submit(call: Call) -> Answer:
     """POST /api/jobs: submit one job, or a batch of up to a thousand."""
     if isinstance(call.form, BatchForm):
         return await _submit_batch(call, call.form)
@@ -54,7 +53,7 @@ async def submit(call: Call) -> web.StreamResponse:
     return reply(answer, 200 if answer.dedup else 201, headers)
 
 
-async def fleet_submit(call: Call) -> web.StreamResponse:
+async def fleet_submit(call: Call) -> Answer:
     """POST /mesh/submit_request: submit one job; 200 also when it is new."""
     answer, headers = await _submit_one(call)
     return reply(answer, headers=headers)
@@ -97,7 +96,7 @@ def header_key(call: Call) -> str | None:
     return key
 
 
-async def _submit_batch(call: Call, form: BatchForm) -> web.StreamResponse:
+async def _submit_batch(call: Call, form: BatchForm) -> Answer:
     members = [batch_entry(call, bytes(raw)) for raw in form.jobs]
     parsed = [member.submit for member in members]
     if any(isinstance(one, Submit) and one.depends_on for one in parsed):
@@ -155,7 +154,7 @@ def batch_answer(call: Call, command: Submit | Refused, outcome: Any) -> Any:
     return _told(call, outcome, request_id)
 
 
-async def extend(call: Call) -> web.StreamResponse:
+async def extend(call: Call) -> Answer:
     """POST /api/jobs/{id}/extend: let the lease end `seconds` from now."""
     seconds = call.form.seconds
     command = Extend(call.params["id"], call.form.lease_id, None if seconds is None else int(seconds * 1000))
@@ -170,19 +169,19 @@ async def extend(call: Call) -> web.StreamResponse:
     )
 
 
-async def release(call: Call) -> web.StreamResponse:
+async def release(call: Call) -> Answer:
     """POST /api/jobs/{id}/release: give the job back at no cost."""
     command = Release(call.params["id"], call.form.lease_id)
     return reply(finished(await call.hub.execute(command, call.from_node(call.form.node_id))))
 
 
-async def cancel(call: Call) -> web.StreamResponse:
+async def cancel(call: Call) -> Answer:
     """POST /api/jobs/{id}/cancel: cancel a waiting job, or ask the node of a running one to stop."""
     done: Cancelled = await call.hub.execute(Cancel(call.params["id"]), call.origin)
     return reply({"ok": True, "job_id": done.job_id, "status": done.status, "cancel_requested": done.cancel_requested})
 
 
-async def redrive(call: Call) -> web.StreamResponse:
+async def redrive(call: Call) -> Answer:
     """POST /api/jobs/{id}/redrive: have a job that failed or was cancelled run again."""
     return reply(
         redriven_answer(
@@ -191,7 +190,7 @@ async def redrive(call: Call) -> web.StreamResponse:
     )
 
 
-async def job(call: Call) -> web.StreamResponse:
+async def job(call: Call) -> Answer:
     """GET /api/jobs/{id}: one job, after waiting for its end if asked."""
     wait_ms = int(number(call.request, "wait_seconds", 0, 0, 30) * 1000)
     found = await call.hub.job(call.params["id"], patience_ms(call, wait_ms), partial(holds_still, call))
@@ -203,7 +202,7 @@ async def job(call: Call) -> web.StreamResponse:
     return reply(job_answer(found, params, alone=True, history=past, throttled=call.hub.throttled))
 
 
-async def jobs(call: Call) -> web.StreamResponse:
+async def jobs(call: Call) -> Answer:
     """GET /api/jobs: the jobs by status, kind, source, mission_id and node_id, in the order they were submitted."""
     request = call.request
     status = word(request, "status")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.explaining import Explained, explained
 from sheratan_hub.rules.eligible import Stop
 from sheratan_hub.rules.explain import Fleet, Told, sentence
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import reply, status_of
 
@@ -60,7 +60,7 @@ class ExplainAnswer(msgspec.Struct, frozen=True):
     nodes: NodesAnswer | None
 
 
-async def explain(call: Call) -> web.StreamResponse:
+async def explain(call: Call) -> Answer:
     """GET /api/jobs/{id}/explain: every reason why a job is not running now."""
     found = await explained(call.hub, call.params["id"])
     now = call.services.clock.now()

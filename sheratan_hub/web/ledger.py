@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from sheratan_hub.ledger import Entry, entries
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import page_limit, word
 from sheratan_hub.web.render import listed
@@ -15,7 +14,7 @@ EXAMINED_MAX, READ_AT_ONCE = 20_000, 1000
 """A page ends after so many events were looked at, of which so many are read at once."""
 
 
-async def ledger(call: Call) -> web.StreamResponse:
+async def ledger(call: Call) -> Answer:
     """GET /api/ledger: every transition after a number, those of one job if asked."""
     most, job_id = page_limit(call.request), word(call.request, "job_id")
     after, examined = _after(call), 0

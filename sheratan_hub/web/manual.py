@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from sheratan_hub.config import Settings
 from sheratan_hub.web.answer import JSON, Answer
@@ -69,7 +69,7 @@ class Manual:
         return Text(html(self.told, f"{self._scheme}://127.0.0.1:{self._ports[plane]}").encode(), HTML, GUARDS)
 
 
-async def document(call: Call) -> web.StreamResponse:
+async def document(call: Call) -> Answer:
     """GET /openapi.json: this plane's routes as an OpenAPI 3.1 document.
 
     It is made of the table that requests are dispatched by, so it tells what this hub does. Its `ETag` changes with it.
@@ -77,7 +77,7 @@ async def document(call: Call) -> web.StreamResponse:
     return _manual(call).document.answer(call.request.headers.get(hdrs.IF_NONE_MATCH))
 
 
-async def page(call: Call) -> web.StreamResponse:
+async def page(call: Call) -> Answer:
     """GET /docs: this plane's routes as a page for people: what goes in, what comes out, and how to ask by curl."""
     return _manual(call).page.answer(call.request.headers.get(hdrs.IF_NONE_MATCH))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.config import Settings
@@ -24,6 +23,7 @@ from sheratan_hub.rules.missions import (
     prefix_of,
     progress,
 )
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.data import batch_answer, batch_entry, header_key, tightest
 from sheratan_hub.web.errors import quota_headers
@@ -50,7 +50,7 @@ def read_mission(body: bytes, doc: dict[str, Any], settings: Settings) -> AskedM
     return AskedMission(decode(body, MissionForm), body)
 
 
-async def submit(call: Call) -> web.StreamResponse:
+async def submit(call: Call) -> Answer:
     """POST /api/missions: submit a titled graph of jobs, all or none."""
     asked: AskedMission = call.form
     key = header_key(call)
@@ -83,19 +83,19 @@ def _member(call: Call, raw: bytes, place: int, mission_id: str) -> Member:
     return Member(member.ref, msgspec.structs.replace(member.submit, mission_id=mission_id))
 
 
-async def missions(call: Call) -> web.StreamResponse:
+async def missions(call: Call) -> Answer:
     """GET /api/missions: the missions that were submitted as such, newest first."""
     page = await call.hub.page("mission", (), cursor(call.request), page_limit(call.request), newest=True)
     return listed("missions", [await _shown(call, row.id, mission_of(row)) for row in page.rows], page.next)
 
 
-async def mission(call: Call) -> web.StreamResponse:
+async def mission(call: Call) -> Answer:
     """GET /api/missions/{id}: one mission, also one that only single jobs have named."""
     mission_id = call.params["id"]
     return reply({"ok": True, **await _shown(call, mission_id, await _known(call, mission_id))})
 
 
-async def cancel(call: Call) -> web.StreamResponse:
+async def cancel(call: Call) -> Answer:
     """POST /api/missions/{id}/cancel: cancel its unfinished jobs, each as `POST /api/jobs/{id}/cancel` does."""
     outcomes = await _each(call, Cancel, ("pending", "running", "quarantined"))
     asked = [one for one in outcomes if isinstance(one, Cancelled)]
@@ -104,7 +104,7 @@ async def cancel(call: Call) -> web.StreamResponse:
     return reply({"ok": True, "mission_id": call.params["id"], **answer})
 
 
-async def redrive(call: Call) -> web.StreamResponse:
+async def redrive(call: Call) -> Answer:
     """POST /api/missions/{id}/redrive: have all its jobs that failed or were cancelled run again."""
     outcomes = await _each(call, RedriveMember, ("failed", "cancelled"))
     redriven = sum(one is True for one in outcomes)

@@ -6,7 +6,6 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from aiohttp import web
 from msgspec import Meta
 
 from sheratan_hub.clock import rfc3339
@@ -16,6 +15,7 @@ from sheratan_hub.rules.drain import Accept, Drain, Resume
 from sheratan_hub.rules.nodes import Node
 from sheratan_hub.rules.silence import FLEET, Fleet, fleet_of
 from sheratan_hub.web import forms
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.forms import LAST_MOMENT_MS, Form, Moment
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import claim_answer, node_answer, reply
@@ -28,7 +28,7 @@ class DrainForm(Form, frozen=True):
     until: Moment | None = None
 
 
-async def drain(call: Call) -> web.StreamResponse:
+async def drain(call: Call) -> Answer:
     """POST /api/hosts/{id}/drain: lease nothing more to the node."""
     form: DrainForm = call.form
     if form.seconds is not None and form.until is not None:
@@ -38,17 +38,17 @@ async def drain(call: Call) -> web.StreamResponse:
     return await _done(call, Drain(call.params["id"], in_ms, until))
 
 
-async def resume(call: Call) -> web.StreamResponse:
+async def resume(call: Call) -> Answer:
     """POST /api/hosts/{id}/resume: take a drained node back."""
     return await _done(call, Resume(call.params["id"]))
 
 
-async def attest(call: Call) -> web.StreamResponse:
+async def attest(call: Call) -> Answer:
     """POST /api/hosts/{id}/attest: accept what the node attests now as its baseline."""
     return await _done(call, Accept(call.params["id"]))
 
 
-async def _done(call: Call, command: Command) -> web.StreamResponse:
+async def _done(call: Call, command: Command) -> Answer:
     node: Node = await call.hub.execute(command, call.from_node(call.params["id"]))
     return reply({"ok": True, **whole(call, node)})
 
@@ -59,7 +59,7 @@ def whole(call: Call, node: Node) -> dict[str, Any]:
     return {**node_answer(node, call.hub.state_of(node)), "attestation_history": history}
 
 
-async def fleet(call: Call) -> web.StreamResponse:
+async def fleet(call: Call) -> Answer:
     """GET /api/fleet: how many nodes are in which state, and whether the brake on mass silence is in force."""
     rows = await call.hub.fetch([FLEET])
     counts = await call.hub.counts("node:")
@@ -75,7 +75,7 @@ def _silence(fleet: Fleet, now: int) -> dict[str, Any] | None:
     return {**times, "silent": fleet.silent, "known": fleet.known}
 
 
-async def reap(call: Call) -> web.StreamResponse:
+async def reap(call: Call) -> Answer:
     """POST /api/fleet/reap: end the brake on mass silence; the leases of DEAD nodes end now."""
     return reply({"ok": True, "ended": await end_silence(call.hub, call.origin)})
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
-
 from sheratan_hub import __version__
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.web.answer import Answer
@@ -14,7 +12,7 @@ from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import reply
 
 
-async def health(call: Call) -> web.StreamResponse:
+async def health(call: Call) -> Answer:
     """GET /health: how the hub is, for people. 200 while the process answers; `status` tells the rest."""
     checks = await _checks(call)
     status = "ok" if all(checks.values()) else "degraded"
@@ -22,12 +20,12 @@ async def health(call: Call) -> web.StreamResponse:
     return reply({"ok": True, "status": status, "plane": call.plane, **known, "checks": checks})
 
 
-async def livez(call: Call) -> web.StreamResponse:
+async def livez(call: Call) -> Answer:
     """GET /livez: whether the event loop turns. Never touches the store."""
     return reply({"ok": True, "plane": call.plane})
 
 
-async def readyz(call: Call) -> web.StreamResponse:
+async def readyz(call: Call) -> Answer:
     """GET /readyz: whether it takes requests; 503 while starting, draining, or when the store fails."""
     checks = await _checks(call)
     shown: dict[str, Any] = {"checks": checks} if "verbose" in call.request.query else {}
@@ -53,7 +51,7 @@ async def _store_answers(call: Call) -> bool:
     return not call.hub.committer.failing
 
 
-async def metrics(call: Call) -> web.StreamResponse:
+async def metrics(call: Call) -> Answer:
     """GET /metrics: Prometheus text or OpenMetrics, or the fleet's JSON when that is asked for."""
     telling = call.services.telling
     if _wants_json(call):

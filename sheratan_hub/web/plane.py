@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_request import BaseRequest
 
 from sheratan_hub import log
 from sheratan_hub.audit_check import AuditView
@@ -33,13 +31,14 @@ from sheratan_hub.metrics import Metrics, Telling
 from sheratan_hub.rules.access import Right
 from sheratan_hub.rules.command import Code, Event, Refused
 from sheratan_hub.rules.integrity import Demand
-from sheratan_hub.web.answer import REQUEST_ID, SERVER, Answer
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.auth import HostCheck, Tokens, is_loopback
 from sheratan_hub.web.body import check_json, decode, read_body
 from sheratan_hub.web.callers import NO_PROXIES, Failures, Proxies
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.forms import EmptyForm
 from sheratan_hub.web.gate import TOKEN_REFUSALS, authorize, hold
+from sheratan_hub.web.request import Request
 from sheratan_hub.web.room import Room
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Route:
     method: str
     path: str
     plane: Literal["control", "data", "both"]
-    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    handler: Callable[[Call], Awaitable[Answer]]
     right: Right = "token"
     form: type[Any] | UnionType | None = None
     reader: Callable[[bytes, dict[str, Any], Settings], Any] | None = None
@@ -109,7 +108,7 @@ class Services:
 class Call(msgspec.Struct, eq=False):
     """One request on its way through: what its handler needs to know."""
 
-    request: BaseRequest
+    request: Request
     plane: str
     services: Services
     params: Mapping[str, str]
@@ -215,14 +214,14 @@ class Plane:
         """Take other Host headers, believe other proxies, from the next request on."""
         self._hosts, self._proxies = hosts, proxies
 
-    async def __call__(self, request: BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: Request) -> Answer:
         """Answer one request."""
         origin = Origin(self.name, self._proxies.client(request))
         call = Call(request, self.name, self._services, {}, origin, proxies=self._proxies)
         template = "unmatched"
         route: Route | None = None
-        request[REQUEST_ID] = request_id = self.request_id(request)
-        log.request_id.set(request_id)
+        request.id = self.request_id(request)
+        log.request_id.set(request.id)
         try:
             route = self._admit(call)
             template = route.path
@@ -246,12 +245,9 @@ class Plane:
         if route is not None and route.right == "admin":
             self._administered(call, route)
         self._services.metrics.answered(self.name, template, response.status)
-        if not isinstance(response, Answer) and not response.prepared:
-            response.headers["Server"] = SERVER
-            response.headers["X-Request-ID"] = request_id
         return response
 
-    def request_id(self, request: BaseRequest) -> str:
+    def request_id(self, request: Request) -> str:
         """The client's own id for the request if it has a sane one, else a new one."""
         given = request.headers.get("X-Request-ID")
         if given is not None and SANE_ID.fullmatch(given):
@@ -298,7 +294,7 @@ class Plane:
         meta = {"route": f"{route.method} {route.path}", **(call.done or {})}
         call.hub.report(Event(self._services.clock.now(), "admin.action", "operator", meta=meta), call.origin)
 
-    async def _read(self, request: BaseRequest, route: Route) -> Any:
+    async def _read(self, request: Request, route: Route) -> Any:
         limits = self._services.settings.limits
         body = await read_body(request, limits.batch_bytes if route.batch else limits.body_bytes, limits.body_seconds)
         if not body and route.body_optional:
@@ -321,8 +317,8 @@ class Plane:
             response.force_close()
         return response
 
-    def _bug(self, request: BaseRequest, template: str) -> Answer:
-        request_id = request[REQUEST_ID]
+    def _bug(self, request: Request, template: str) -> Answer:
+        request_id = request.id
         self._log.exception("request %s to %s %s failed", request_id, request.method, template)
         no = Refused(Code.INTERNAL, "the hub has a bug here; its log tells more under this request id")
         return problem(no, request_id=request_id)

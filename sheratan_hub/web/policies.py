@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.lanes import lane_name, read_lane
@@ -36,7 +36,7 @@ COUNTED_MAX = 1000
 """Waiting jobs of a lane are counted among so many of their kind and source."""
 
 
-async def policies(call: Call) -> web.StreamResponse:
+async def policies(call: Call) -> Answer:
     """GET /api/policies: the versions of the policy, oldest first, and which is active."""
     pointer, page = await call.hub.policies(cursor(call.request), page_limit(call.request))
     versions = [_shown(snapshot_of(row), pointer, whole=False) for row in page.rows]
@@ -44,20 +44,20 @@ async def policies(call: Call) -> web.StreamResponse:
     return _tagged(reply(answer), pointer.active)
 
 
-async def policy(call: Call) -> web.StreamResponse:
+async def policy(call: Call) -> Answer:
     """GET /api/policies/{version}: one version, whole; the `ETag` names the one that is active."""
     pointer, snapshot = (await call.hub.policies(limit=1))[0], await _found(call)
     return _tagged(reply({"ok": True, **_shown(snapshot, pointer, whole=True)}), pointer.active)
 
 
-async def create(call: Call) -> web.StreamResponse:
+async def create(call: Call) -> Answer:
     """POST /api/policies: keep a policy as the next version. It is not active before it is activated."""
     made: Snapshot = await call.hub.execute(CreatePolicy(call.form.policy, call.form.note), call.origin)
     pointer = Pointer(active=call.hub.judge.version)
     return reply({"ok": True, **_shown(made, pointer, whole=True)}, 201)
 
 
-async def activate(call: Call) -> web.StreamResponse:
+async def activate(call: Call) -> Answer:
     """POST /api/policies/{version}/activate: put a version in force; `If-Match` is the active one, or `*`."""
     version = _version(call)
     given = call.request.headers.get(hdrs.IF_MATCH)
@@ -68,7 +68,7 @@ async def activate(call: Call) -> web.StreamResponse:
     return _tagged(reply({"ok": True, "version": moved.active, "sha256": moved.active_sha256 or None}), moved.active)
 
 
-async def planned(call: Call) -> web.StreamResponse:
+async def planned(call: Call) -> Answer:
     """POST /api/policies/plan: what a draft, or a version, would change for the live nodes and the waiting jobs."""
     draft, version = call.form.policy, call.form.version
     if (draft is None) == (version is None):

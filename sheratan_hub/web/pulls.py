@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.items import Order, Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.pull import Pull, Pulled
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.forms import FleetPullForm, PullForm
 from sheratan_hub.web.gate import holds_still, patience_ms, refuse_revoked
 from sheratan_hub.web.plane import Call
@@ -20,12 +20,12 @@ from sheratan_hub.web.query import whole
 from sheratan_hub.web.render import pulled, reply
 
 
-async def pull(call: Call) -> web.StreamResponse:
+async def pull(call: Call) -> Answer:
     """POST /api/jobs/pull: lease jobs, waiting for some if asked."""
     return await _pull(call, call.form, wait_ms(call.form))
 
 
-async def fleet_pull(call: Call) -> web.StreamResponse:
+async def fleet_pull(call: Call) -> Answer:
     """/mesh/pull_requests: lease jobs without waiting; the node stands in the path, the body or the query."""
     form: FleetPullForm = call.form or FleetPullForm()
     query = call.request.query
@@ -36,7 +36,7 @@ async def fleet_pull(call: Call) -> web.StreamResponse:
     return await _pull(call, msgspec.structs.replace(form, node_id=node_id, max=most), 0)
 
 
-async def _pull(call: Call, form: PullForm, wait_ms: int) -> web.StreamResponse:
+async def _pull(call: Call, form: PullForm, wait_ms: int) -> Answer:
     done = (await pull_after(call, (), form, wait_ms))[1]
     if done.denied is not None:
         raise done.denied
@@ -66,7 +66,7 @@ async def pull_after(
     return outcomes, done
 
 
-async def deliver(call: Call, done: Pulled, **also: Any) -> web.StreamResponse:
+async def deliver(call: Call, done: Pulled, **also: Any) -> Answer:
     """Write the answer here, so that leases whose answer could not be written go back at no cost.
 
     `also` are further members of the answer, which come first.
@@ -80,8 +80,7 @@ async def deliver(call: Call, done: Pulled, **also: Any) -> web.StreamResponse:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         begun = True
-        await response.prepare(call.request)
-        await response.write_eof()
+        await call.request.answer(response)
     except (ConnectionError, asyncio.CancelledError):
         call.hub.give_back(done, begun=begun)
         raise

@@ -6,10 +6,10 @@ import math
 import re
 from typing import Annotated, Literal
 
-from aiohttp.web_request import BaseRequest
 from msgspec import Meta, Struct
 
 from sheratan_hub.rules.command import Code, Refused
+from sheratan_hub.web.request import Request
 
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -109,7 +109,7 @@ class MetricsQuery(Struct, frozen=True):
     format: Annotated[str, Meta(description="`json`: the fleet's keys")] = ""
 
 
-def number(request: BaseRequest, name: str, default: float, least: float, most: float) -> float:
+def number(request: Request, name: str, default: float, least: float, most: float) -> float:
     """A number from the query. Refused with `invalid_field` when it is none or out of range."""
     text = request.query.get(name)
     if text is None:
@@ -120,7 +120,7 @@ def number(request: BaseRequest, name: str, default: float, least: float, most: 
     return value
 
 
-def whole(request: BaseRequest, name: str, default: int, least: int, most: int) -> int:
+def whole(request: Request, name: str, default: int, least: int, most: int) -> int:
     """A whole number from the query. Refused with `invalid_field` when it is none or out of range."""
     text = request.query.get(name)
     if text is None:
@@ -130,16 +130,16 @@ def whole(request: BaseRequest, name: str, default: int, least: int, most: int) 
     return int(text)
 
 
-def page_limit(request: BaseRequest) -> int:
+def page_limit(request: Request) -> int:
     """`limit`: how many entries a page may have."""
     return whole(request, "limit", PAGE_DEFAULT, 1, PAGE_MAX)
 
 
-def cursor(request: BaseRequest) -> str | None:
+def cursor(request: Request) -> str | None:
     """`cursor`: the `next_cursor` of the page before."""
     return request.query.get("cursor") or None
 
 
-def word(request: BaseRequest, name: str) -> str | None:
+def word(request: Request, name: str) -> str | None:
     """A filter from the query; an empty one is none."""
     return request.query.get(name) or None

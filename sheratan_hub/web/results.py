@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from sheratan_hub.canonical import Raw
 from sheratan_hub.config import Settings
@@ -14,6 +13,7 @@ from sheratan_hub.items import Outcome
 from sheratan_hub.rules.command import Code, Command, Refused
 from sheratan_hub.rules.finish import Finish, Finished
 from sheratan_hub.rules.integrity import Proof, check_result
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.body import decode, refuse_long
 from sheratan_hub.web.errors import entry
 from sheratan_hub.web.forms import FleetResultForm, IntegrityForm, NamedReportForm, ReportForm, ResultForm, ResultsForm
@@ -22,17 +22,17 @@ from sheratan_hub.web.pulls import deliver, pull_after, wait_ms
 from sheratan_hub.web.render import reply
 
 
-async def result(call: Call) -> web.StreamResponse:
+async def result(call: Call) -> Answer:
     """POST /api/jobs/{id}/result: end a lease with its result, and pull the next jobs if asked."""
     return await _one(call, call.params["id"], call.form, wait_ms(call.form.pull) if call.form.pull else 0)
 
 
-async def fleet_result(call: Call) -> web.StreamResponse:
+async def fleet_result(call: Call) -> Answer:
     """POST /mesh/submit_result: end a lease with its result; without a lease_id the job's current lease counts."""
     return await _one(call, call.form.job_id, call.form, 0)
 
 
-async def _one(call: Call, job_id: str, form: ResultForm | FleetResultForm, wait_ms: int) -> web.StreamResponse:
+async def _one(call: Call, job_id: str, form: ResultForm | FleetResultForm, wait_ms: int) -> Answer:
     """A refused result is raised, and its pull does not happen."""
     command = _finish(call, job_id, form)
     if form.pull is None:
@@ -47,7 +47,7 @@ def read_results(body: bytes, doc: dict[str, Any], settings: Settings) -> Result
     return decode(body, ResultsForm)
 
 
-async def results(call: Call) -> web.StreamResponse:
+async def results(call: Call) -> Answer:
     """POST /api/results: end several leases, each with an outcome of its own."""
     parsed = [_result_entry(call, bytes(raw)) for raw in call.form.results]
     commands: list[Command] = [one for one in parsed if not isinstance(one, Refused)]

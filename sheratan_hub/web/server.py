@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
+from functools import partial
 from typing import cast
 
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
-from aiohttp.web_request import BaseRequest
+from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 
 from sheratan_hub import log
 from sheratan_hub.clock import Clock
 from sheratan_hub.loops import Loop
 from sheratan_hub.rules.command import Code, Refused
-from sheratan_hub.web.answer import REQUEST_ID
 from sheratan_hub.web.auth import is_loopback
 from sheratan_hub.web.body import BrokenBody
 from sheratan_hub.web.connections import LOOK_MS, Bounds, Connections
 from sheratan_hub.web.errors import problem
 from sheratan_hub.web.plane import Plane
+from sheratan_hub.web.request import Request
 from sheratan_hub.web.tls import HANDSHAKE_SECONDS
-
-KEEP_ALIVE_SECONDS = 86_400.0
-"""aiohttp's own limit, which costs a timer for each connection, is out of the way: `Connections` decides."""
 
 LINGER_SECONDS = 1.0
 SHUTDOWN_SECONDS = 3.0
@@ -77,22 +77,35 @@ class Site(web.TCPSite):
 
 
 class Protocol(RequestHandler):
-    """One connection. What the parser refuses gets 400 and one log line."""
+    """One connection: aiohttp parses, its plane answers one request after the other.
 
-    __slots__ = ("_connections", "begun", "wire")
+    aiohttp's own loop starts a task for each request and makes objects that nothing here looks at: half of what a
+    small request costs. What the parser refuses gets 400 and one log line.
+    """
 
-    _connections: Connections
-    begun: bool
-    wire: asyncio.Transport
+    __slots__ = ("_connections", "_content", "_plane", "begun", "remote", "wire")
+
+    def __init__(self, server: HubServer, plane: Plane, connections: Connections) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=0,  # `Connections` decides
+            access_log=None,  # type: ignore[arg-type]
+            auto_decompress=False,
+        )
+        self._plane, self._connections = plane, connections
+        self._content: StreamReader | None = None
+        self.begun = False
+        self.remote: str | None = None
+        self.wire: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it; addresses of this machine do not count."""
         super().connection_made(transport)
-        self.begun = False
         self.wire = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else None
-        self._connections.came(self, None if is_loopback(address) else address)
+        self.remote = str(peer[0]) if isinstance(peer, tuple) else None
+        self._connections.came(self, None if is_loopback(self.remote) else self.remote)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count it no more."""
@@ -113,56 +126,122 @@ class Protocol(RequestHandler):
         """Take what came. A body that breaks off into nonsense ends its request; aiohttp would let it wait."""
         fresh = not self._request_count
         super().data_received(data)
-        request = self._current_request
-        self.begun = request is None and not self._messages
+        content = self._content
+        self.begun = content is None and not self._messages
         if fresh and self._request_count:
             self._connections.asks(self)
         broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
-        if broken and request is not None and not request.content.is_eof() and request.content.exception() is None:
-            request.content.set_exception(BrokenBody())
+        if broken and content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(BrokenBody())
 
-    def handle_error(
-        self,
-        request: BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what never became a request; nobody, when the client has gone; the rest is aiohttp's own matter."""
-        if isinstance(exc, ConnectionError):
-            raise exc
-        if status >= 500:
-            return super().handle_error(request, status, exc, message)
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer was sent already")
-        plane = self._manager.request_handler if self._manager else None
-        name = "hub"
-        if isinstance(plane, Plane):
-            name, request[REQUEST_ID] = plane.name, plane.request_id(request)
-            log.request_id.set(request[REQUEST_ID])
-        what = type(exc).__name__ if exc else status
-        logging.getLogger(f"sheratan.{name}").warning("a request could not be parsed: %s", what)
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, if reading was held up; aiohttp's readers ask for that after every piece, and all is parsed anew."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def write(self, data: bytes) -> None:
+        """See `Wire.write`."""
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        self.transport.write(data)
+
+    async def drain(self) -> None:
+        """See `Wire.drain`."""
+        if self._paused:
+            await self._drain_helper()
+
+    async def start(self) -> None:
+        """Answer one request after the other until the connection is to be closed. Cancelled when it is lost."""
+        stays = True
+        while stays and not self._force_close:
+            if not self._messages:
+                try:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            message, content = self._messages.popleft()
+            if self._parser is not None:
+                self._parser.message_consumed()
+            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                self._resume_reading_if_drained()
+            stays = await self._serve(message, content) and not self._close
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _serve(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> bool:
+        """Answer one request; whether the connection stays open. No bug may leave it open, half answered."""
+        self._content, self._request_in_progress = content, True
+        try:
+            if isinstance(message, _ErrInfo):
+                return await self._refuse(message)
+            request = Request(message, content, self)
+            answer = await self._plane(request)
+            if not request.answered:
+                await request.answer(answer)
+            stays = answer.stays
+        except ConnectionError:
+            return False
+        except BaseException as bug:
+            self.force_close()
+            if not isinstance(bug, Exception):
+                raise
+            logging.getLogger(f"sheratan.{self._plane.name}").exception("a request could not be answered")
+            return False
+        finally:
+            self._content, self._request_in_progress = None, False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        if self._upgraded:
+            self._stay_with_http()
+        return (content.is_eof() or await self._passed_over(content)) and stays
+
+    async def _refuse(self, nonsense: _ErrInfo) -> bool:
+        """Answer what never became a request."""
+        plane = self._plane
+        request = Request(ERROR, EMPTY_PAYLOAD, self)
+        request.id = plane.request_id(request)
+        log.request_id.set(request.id)
+        what = type(nonsense.exc).__name__ if nonsense.exc else nonsense.status
+        logging.getLogger(f"sheratan.{plane.name}").warning("a request could not be parsed: %s", what)
         response = problem(Refused(Code.BAD_REQUEST, "this is not a valid HTTP request"))
         response.force_close()
-        return response
+        await request.answer(response)
+        return False
+
+    def _stay_with_http(self) -> None:
+        """An offer to speak another protocol was passed over: what came behind it is the next request."""
+        if self._parser is not None and not self._messages:
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+            rest, self._message_tail = self._message_tail, b""
+            if rest:
+                self.data_received(rest)
+            if self._buffer_paused:
+                self._resume_reading_if_drained()
+
+    async def _passed_over(self, content: StreamReader) -> bool:
+        """Whether the rest of a body that nobody wanted came soon: who still sends may not read its answer."""
+        with suppress(TimeoutError, BrokenBody, ConnectionError, RequestPayloadError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not content.is_eof():
+                    await content.readany()
+        return content.is_eof()
 
 
 class HubServer(web.Server):
     """Makes a `Protocol` for each connection. A handler is cancelled when its client goes away."""
 
     def __init__(self, plane: Plane, connections: Connections) -> None:
-        super().__init__(plane, handler_cancellation=True)
-        self._counted = connections
+        super().__init__(_nobody, handler_cancellation=True)
+        self._made = partial(Protocol, self, plane, connections)
 
     def __call__(self) -> Protocol:
         """The protocol of a new connection."""
-        made = Protocol(
-            self,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
-            lingering_time=LINGER_SECONDS,
-            access_log=None,  # type: ignore[arg-type]
-            auto_decompress=False,
-        )
-        made._connections = self._counted
-        return made
+        return self._made()
+
+
+async def _nobody(request: web.BaseRequest) -> web.StreamResponse:
+    raise AssertionError("its connections answer themselves")

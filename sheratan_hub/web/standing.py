@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
-
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.rules.command import Code, Rate, Refused
 from sheratan_hub.rules.limits import DropRate, Limited, SetRate, rate_of
 from sheratan_hub.rules.pauses import Pause, PauseKind, Pauses, ResumeKind
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.forms import moment_ms
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.render import reply
 from sheratan_hub.web.standing_forms import PauseForm, RateForm
 
 
-async def pause(call: Call) -> web.StreamResponse:
+async def pause(call: Call) -> Answer:
     """POST /admin/pause: stop leasing jobs of a kind, or of all, for a while."""
     form: PauseForm = call.form
     until = moment_ms("until", form.until) if form.until is not None else 0
@@ -30,7 +29,7 @@ async def pause(call: Call) -> web.StreamResponse:
     return reply({"ok": True, "pauses": pauses_answer(done.pauses)})
 
 
-async def resume(call: Call) -> web.StreamResponse:
+async def resume(call: Call) -> Answer:
     """POST /admin/resume: lease jobs of a kind, or of all, again."""
     call.done = {"resumed": call.form.kind or "all"}
     done: Pauses = await call.hub.execute(ResumeKind(call.form.kind), call.origin)
@@ -50,7 +49,7 @@ def pauses_answer(pauses: tuple[Pause, ...]) -> list[dict[str, Any]]:
     ]
 
 
-async def rate_limit(call: Call) -> web.StreamResponse:
+async def rate_limit(call: Call) -> Answer:
     """GET /admin/rate-limits/{source}: the limit of a source, and how many of its jobs run."""
     source = _source(call)
     stored = call.hub.committer.standing.rates
@@ -61,7 +60,7 @@ async def rate_limit(call: Call) -> web.StreamResponse:
     return reply(_limited(call, Limited(source, rate, source in stored)))
 
 
-async def set_rate_limit(call: Call) -> web.StreamResponse:
+async def set_rate_limit(call: Call) -> Answer:
     """PUT /admin/rate-limits/{source}: limit a source, in the place of what is configured."""
     source = _source(call)
     form: RateForm = call.form
@@ -70,7 +69,7 @@ async def set_rate_limit(call: Call) -> web.StreamResponse:
     return reply(_limited(call, done))
 
 
-async def drop_rate_limit(call: Call) -> web.StreamResponse:
+async def drop_rate_limit(call: Call) -> Answer:
     """DELETE /admin/rate-limits/{source}: forget a limit that was set; the configured one counts again."""
     source = _source(call)
     call.done = {"source": source, "dropped": True}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp import web
-
 from sheratan_hub.clock import rfc3339
 from sheratan_hub.keyring import Holder
 from sheratan_hub.rules.access import Access, Admit, Revoke, access_of
 from sheratan_hub.rules.command import Code, Refused
 from sheratan_hub.rules.tokens import Abandon, Ring, Rotate, Slot, token_id
 from sheratan_hub.token_uses import LastUse, last_uses, users_of
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.plane import Call
 from sheratan_hub.web.query import cursor, page_limit
 from sheratan_hub.web.render import listed, reply
@@ -20,7 +19,7 @@ RETIRED_SHOWN = 20
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-async def status(call: Call) -> web.StreamResponse:
+async def status(call: Call) -> Answer:
     """GET /api/tokens: which token is active or next, until when, and which node last used which."""
     keyring = call.services.tokens.keyring
     ring = _ring(call)
@@ -44,7 +43,7 @@ def _use(use: LastUse) -> dict[str, Any]:
     return {"token_id": use.token_id, "at": rfc3339(use.at), "status": use.state}
 
 
-async def rotate(call: Call) -> web.StreamResponse:
+async def rotate(call: Call) -> Answer:
     """POST /api/tokens/rotation: begin a rotation. A token that the hub makes is in this answer and never again."""
     form, keyring = call.form, call.services.tokens.keyring
     until, in_ms = form.deadline_ms()
@@ -59,7 +58,7 @@ async def rotate(call: Call) -> web.StreamResponse:
     return answer
 
 
-async def abandon(call: Call) -> web.StreamResponse:
+async def abandon(call: Call) -> Answer:
     """DELETE /api/tokens/rotation: abandon the rotation; `locked_out` are the nodes that used it."""
     uses = await last_uses(call.hub, call.services.tokens.keyring)
     before = _ring(call)
@@ -69,13 +68,13 @@ async def abandon(call: Call) -> web.StreamResponse:
     return reply({"ok": True, **_shown(ring), "locked_out": late})
 
 
-async def listing(call: Call) -> web.StreamResponse:
+async def listing(call: Call) -> Answer:
     """GET /api/access: the scoped tokens by cursor, never their values."""
     page = await call.hub.page("access", (), cursor(call.request), page_limit(call.request))
     return listed("access", (_access(call, access_of(row)) for row in page.rows), page.next)
 
 
-async def create(call: Call) -> web.StreamResponse:
+async def create(call: Call) -> Answer:
     """POST /api/access: make a scoped token. Its value is in the answer, and nowhere else ever again."""
     form = call.form
     value = _new_value(call, f"shn_{form.role}")
@@ -95,7 +94,7 @@ async def create(call: Call) -> web.StreamResponse:
     return answer
 
 
-async def revoke(call: Call) -> web.StreamResponse:
+async def revoke(call: Call) -> Answer:
     """DELETE /api/access/{id}: revoke a scoped token; it is refused from now on."""
     gone: Access = await call.hub.execute(Revoke(call.params["id"]), call.origin)
     return reply({"ok": True, "access_id": gone.id})

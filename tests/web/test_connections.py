@@ -9,6 +9,7 @@ import pytest
 
 from sheratan_hub.clock import VirtualClock, settle
 from sheratan_hub.config import LimitSettings
+from sheratan_hub.web.answer import Answer
 from sheratan_hub.web.connections import Bounds, Connections
 from tests.conftest import TOKEN, MakeSite, Site
 
@@ -240,3 +241,49 @@ async def test_silent_sockets_of_an_address_cannot_keep_its_working_ones_out(
     await site.submit()
     for _, writer in (*silent, *workers):
         writer.close()
+
+
+@pytest.mark.parametrize(("protocol", "together"), [("h2c", False), ("websocket", False), ("websocket", True)])
+async def test_an_offer_to_speak_another_protocol_is_passed_over(
+    make_site: MakeSite, protocol: str, together: bool
+) -> None:
+    site = await make_site()
+    offer = f"GET /livez HTTP/1.1\r\n{HEAD}Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+    more = f"GET /livez HTTP/1.1\r\n{HEAD}\r\nGET /livez HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n"
+    reader, writer = await dial(site, offer + more if together else offer)
+    if not together:
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        writer.write(more.encode())
+    assert (await ended(reader)).count(b"HTTP/1.1 200") == (3 if together else 2)
+    writer.close()
+
+
+async def test_requests_that_come_in_one_piece_are_answered_in_their_order(make_site: MakeSite) -> None:
+    site = await make_site()
+    bodies = [b'{"kind": "%d", "params": "%s"}' % (n, b"x" * (n % 7 * 9000)) for n in range(60)]
+    head = f"POST /api/jobs HTTP/1.1\r\n{HEAD}".encode()
+    reader, writer = await dial(site)
+    writer.writelines(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) for body in bodies)
+    writer.write(f"GET /livez HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode())
+    assert (await ended(reader)).count(b"HTTP/1.1 201") == len(bodies)
+    _, page = await site.data("GET", "/api/jobs")
+    assert [job["kind"] for job in page["jobs"]] == [str(n) for n in range(60)]
+    writer.close()
+
+
+async def test_a_handler_that_ends_with_a_bug_closes_its_connection(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> bytes:
+        raise ValueError("a bug")
+
+    site = await make_site()
+    with monkeypatch.context() as broken:
+        broken.setattr(Answer, "data", breaks)
+        reader, writer = await dial(site, f"GET /livez HTTP/1.1\r\n{HEAD}\r\n")
+        assert await ended(reader) == b""
+    assert "a request could not be answered" in caplog.text
+    writer.close()
+    reader, writer = await dial(site, f"GET /livez HTTP/1.1\r\n{HEAD}\r\n")
+    assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+    writer.close()

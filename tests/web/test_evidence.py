@@ -17,7 +17,7 @@ from sheratan_hub.hub import Hub
 from sheratan_hub.rules.integrity import Demand
 from sheratan_hub.rules.jobs import job_key
 from sheratan_hub.rules.pull import Pulled
-from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.request import Request
 from tests.conftest import TOKEN, MakeSite, Site
 from tests.web.test_data import demanding, events, refused
 
@@ -160,7 +160,7 @@ async def test_an_answer_that_broke_while_it_was_written_does_not_bring_an_at_mo
         raise ConnectionResetError("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Answer, "prepare", breaks)
+        broken.setattr(Request, "answer", breaks)
         broken.setattr(Hub, "give_back", give_back)
         with pytest.raises(aiohttp.ClientError):
             await site.data("POST", "/api/jobs/pull", {"node_id": "gone", "max": 2})

@@ -10,7 +10,7 @@ import struct
 import aiohttp
 import pytest
 
-from sheratan_hub.web.answer import Answer
+from sheratan_hub.web.request import Request
 from tests.conftest import TOKEN, MakeSite, Site
 
 
@@ -100,7 +100,7 @@ async def test_leases_whose_answer_could_not_be_written_go_back_at_no_cost(
         raise ConnectionResetError("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Answer, "prepare", breaks)
+        broken.setattr(Request, "answer", breaks)
         with pytest.raises(aiohttp.ClientError):
             await site.data("POST", path, {"results": [result], "pull": pull} if path == "/api/results" else pull)
     again = await site.lease("here")
