@@ -217,27 +217,29 @@ class Hub:
     async def _look(self, commands: list[Command], origin: Origin, order: Order) -> tuple[list[Outcome], Pulled]:
         """The outcomes of all but the last, which is a pull, and what that got. Any bug is raised."""
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        item = Item(commands, origin, future, order=order)
-        self.committer.add(item)
+        self.committer.add(Item(commands, origin, future, order=order, lost=self._lost))
         try:
-            *outcomes, pulled = await asyncio.shield(future)
+            *outcomes, pulled = await future
         except asyncio.CancelledError:
-            if item.begun:
-                future.add_done_callback(self._give_back_late)
-            else:
-                future.cancel()
+            if not future.cancelled() and future.exception() is None:
+                self._lost(future.result())
             raise
         bug = next((one for one in outcomes if isinstance(one, Exception) and not isinstance(one, Refused)), None)
         if bug is not None:
-            self._give_back_late(future)
+            self._lost([pulled])
             raise bug
         if isinstance(pulled, BaseException):
             raise pulled
         return outcomes, pulled
 
     def _give_back_late(self, future: asyncio.Future[list[Outcome]]) -> None:
-        if not future.cancelled() and future.exception() is None and isinstance(future.result()[-1], Pulled):
-            self.give_back(future.result()[-1])
+        if not future.cancelled() and future.exception() is None:
+            self._lost(future.result())
+
+    def _lost(self, outcomes: Sequence[Outcome]) -> None:
+        """Nobody hears of these any more: what a pull, the last of them, has got goes back."""
+        if isinstance(outcomes[-1], Pulled):
+            self.give_back(outcomes[-1])
 
     def give_back(self, pulled: Pulled, *, begun: bool = False) -> None:
         """Release leases whose answer could not be delivered, if it was the only one that told of them.

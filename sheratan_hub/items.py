@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -52,6 +52,8 @@ class Item(msgspec.Struct, eq=False):
     outcomes: list[Outcome] = msgspec.field(default_factory=list)
     notes: list[Event] = msgspec.field(default_factory=list)
     begun: bool = False
+    lost: Callable[[list[Outcome]], None] | None = None
+    """Is called with the outcomes if whoever waited was cancelled after it had begun."""
     size: int = 0
     """How many decisions it takes."""
 
@@ -85,9 +87,12 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
 def resolve(items: Iterable[Item], error: Exception | None = None) -> None:
     """Tell whoever waits: the outcomes, or the error that ended the whole batch."""
     for item in items:
-        if item.future is None or item.future.done():
+        if item.future is None:
             continue
-        if error is None:
+        if item.future.done():
+            if item.lost is not None and error is None:
+                item.lost(item.outcomes)
+        elif error is None:
             item.future.set_result(item.outcomes)
         else:
             item.future.set_exception(error)

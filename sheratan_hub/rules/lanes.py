@@ -173,6 +173,8 @@ class Lanes:
         self._doubtful: list[str] = []
         self._groups: dict[tuple[str, ...], Group] = {}
         self._suiting: OrderedDict[frozenset[str], dict[tuple[str, ...], Group]] = OrderedDict()
+        self._firsts: dict[Offer, str | None] = {}
+        """What `_first` has found since a lane moved: the pulls of a batch ask for the same one again and again."""
         self._ages: tuple[SortedList[tuple[int, str]], ...] = tuple(SortedList() for _ in range(LEVELS))
         for name, head in (heads or {}).items():
             self.set(name, head)
@@ -257,6 +259,7 @@ class Lanes:
         return lane.head if lane is not None else 0
 
     def _enter(self, name: str, lane: Place) -> None:
+        self._firsts.clear()
         needs = lane.lane.needs
         lane.level = level_at(lane.lane.level, lane.head // PLACES, self._now, self._age_ms)
         group = self._groups.get(needs)
@@ -269,6 +272,7 @@ class Lanes:
         self._ages[lane.lane.level].add((lane.head, name))
 
     def _leave(self, name: str, lane: Place) -> None:
+        self._firsts.clear()
         needs = lane.lane.needs
         group = self._groups[needs]
         group.remove(lane.lane.kind, lane.level, (lane.tag, lane.head, name))
@@ -404,6 +408,13 @@ class Lanes:
     def _first(self, offer: Offer, now: int) -> str | None:
         """The very first lane, where one shape only suits: the plain case, and the quick way."""
         self._rise(now)
+        if offer not in self._firsts:
+            if len(self._firsts) >= OFFERS_MAX:
+                self._firsts.clear()
+            self._firsts[offer] = self._found_first(offer)
+        return self._firsts[offer]
+
+    def _found_first(self, offer: Offer) -> str | None:
         groups = self._groups_for(offer)
         if len(groups) == 1:
             for group in groups.values():
@@ -465,6 +476,7 @@ class Lanes:
 
     def _move(self, name: str, lane: Place, level: int, tag: int) -> None:
         """To this level, with this tag; the lane itself is told by who calls."""
+        self._firsts.clear()
         group, kind = self._groups[lane.lane.needs], lane.lane.kind
         group.add(kind, level, (tag, lane.head, name))
         group.remove(kind, lane.level, (lane.tag, lane.head, name))

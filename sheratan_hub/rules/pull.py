@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -136,8 +137,9 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         return self._lease(view, [job_of(row) for row in rows], pulls, node, Served(offer, tuple(hand.lanes)))
 
     def _offer(self, node: Node | None) -> Offer:
-        given = self.capabilities
-        return Offer(frozenset(node.capabilities if node else ()) if given is None else given, self.kinds)
+        if self.capabilities is None:
+            return _offer_of(node.capabilities if node else (), self.kinds)
+        return Offer(self.capabilities, self.kinds)
 
     def _all_paused(self, pauses: Pauses, now: int) -> bool:
         if pauses.of_all(now) is not None:
@@ -199,6 +201,12 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         note = Event(view.now, "pull.repeated", self.node_id)
         put = tuple(job.row for job in sent)
         return Decision(Pulled(sent, tuple(_params(view, live))), put=put, notes=(note,))
+
+
+@lru_cache(1024)
+def _offer_of(capabilities: tuple[str, ...], kinds: frozenset[str]) -> Offer:
+    """What a node with these capabilities offers; a batch asks it of every pull, more than once."""
+    return Offer(frozenset(capabilities), kinds)
 
 
 def bars_of(node_id: str, node: Node | None, judge: Judge) -> Callable[[str], bool] | None:

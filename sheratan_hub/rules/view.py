@@ -130,7 +130,10 @@ class View:
         if lane not in self._ready:
             raise Need(Wants(ready={Ready(lane): limit}))
         rows, start = self._ready[lane], self._first_left(lane)
-        found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
+        if limit == 1:  # the plain pull, and the quick way: the first that is left was just found
+            found = rows[start : start + 1]
+        else:
+            found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
         if len(found) < limit and len(rows) >= self._depth[lane]:
             raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
         if lane in self._joined and (len(found) < limit or found[-1].order >= self._joined_from[lane]):
@@ -151,8 +154,8 @@ class View:
         self._depth.setdefault(lane, 1)
 
     def _first_left(self, lane: str) -> int:
-        rows, at = self._ready[lane], self._at.get(lane, 0)
-        while at < len(rows) and not self._untouched(rows[at]):
+        rows, at, written = self._ready[lane], self._at.get(lane, 0), self._written
+        while at < len(rows) and rows[at].key in written:
             at += 1
         self._at[lane] = at
         return at

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -196,6 +197,12 @@ class Table:
         return node.get("", {}), tuple(values)
 
 
+@lru_cache(256)
+def places(path: str) -> tuple[str, ...]:
+    """The names of a route's `{}` places."""
+    return tuple(part[1:-1] for part in path.split("/") if part.startswith("{"))
+
+
 class Plane:
     """The request handler of one port. Broad `except`, one of the four: a bug becomes 500 and one log entry."""
 
@@ -271,8 +278,7 @@ class Plane:
         if route is None or (route.acts and request.method == "HEAD"):
             raise NotAllowed(sorted(methods))
         if values:
-            names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
-            call.params = dict(zip(names, values, strict=True))
+            call.params = dict(zip(places(route.path), values, strict=True))
         try:
             authorize(call, route.right)
         except Refused as no:
