@@ -111,6 +111,7 @@ def _foreseen(view: View, command: Command) -> list[Wants]:
 
 
 def _as_outcome(error: Exception, command: Command) -> Exception:
+    """The error without the frames that it went through: one of them holds the item, which will hold it."""
     if not isinstance(error, Refused):
         log.error("%s failed", type(command).__name__, exc_info=error)
-    return error
+    return error.with_traceback(None)

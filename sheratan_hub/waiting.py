@@ -200,6 +200,7 @@ class Waiting:
     def _depart(self, waiter: Waiter) -> None:
         self._line.remove(waiter.place)
         self._thirsty.discard(waiter.place)
+        del waiter.place  # which holds the waiter: left so, only the collector of cycles would find it, and the request
         others = self._nodes[waiter.node]
         del others[waiter]
         if not others:

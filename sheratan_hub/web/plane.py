@@ -239,6 +239,7 @@ class Plane:
             response = await route.handler(call)
         except Refused as no:
             response = self._refused(call, no)
+            no.__traceback__ = None  # its frames hold it in turn: only the collector of cycles would find them
             if route is not None and route.right == "admin":
                 call.done = {**(call.done or {}), "refused": no.code}
             if no.code in TOKEN_REFUSALS and not await self._services.failures.refused(call.origin.remote_addr):
