@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import StreamReader, hdrs
 from aiohttp.http import HttpVersion, RawRequestMessage
-from multidict import CIMultiDictProxy, MultiMapping
 
 if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy, MultiMapping
+
     from sheratan_hub.web.answer import Answer
 
 
