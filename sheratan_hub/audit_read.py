@@ -89,7 +89,7 @@ def lines_after(path: Path, after: int) -> Iterator[bytes]:
 
 def _chunks_after(files: list[Path], after: int) -> Iterator[list[bytes]]:
     """Lines from not far before the first with a number above `after` on."""
-    begins = [first_seq(file) for file in files]
+    begins = [first_seq(file) for file in files] if after else []  # from the start on all are read, whatever they say
     begun = [place for place, seq in enumerate(begins) if seq is not None and seq <= after + 1]
     for place in range(begun[-1] if begun else 0, len(files)):
         offset = _offset_after(files[place], after) if begun and place == begun[-1] else 0

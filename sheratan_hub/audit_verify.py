@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,6 +176,22 @@ def verify(files: Iterable[Path], head: Head | None = None, *, begin: int | None
     if chain.broken is None and head is not None:
         _hold_against(chain, head, ordered[-1] if ordered else Path("-"))
     return Verdict(chain.broken, chain.cuts, chain.head, chain.began_at, notes)
+
+
+def verify_listed(find: Callable[[], list[Path]], head: Head | None = None, *, begin: int | None = None) -> Verdict:
+    """Prove what `find` lists of a log that may be in use, as `verify` does.
+
+    A bad verdict, or a file that has gone, is looked at again as long as the list is another by then: it was rotated.
+    """
+    found = find()
+    while True:
+        try:
+            verdict = verify(found, head, begin=begin)
+            if not verdict.broken or found == (found := find()):
+                return verdict
+        except FileNotFoundError:
+            if found == (found := find()):
+                raise
 
 
 def follow(chain: Chain, file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,15 +45,12 @@ def audit_verify(
 
     FILES may be rotated ones, in any order, or directories; none means the configured log with all its files.
     """
-    from sheratan_hub import audit_verify as proving
+    from sheratan_hub.audit_verify import verify_listed
 
     head = _head(head_text) if head_text else None
-    log = _log(None, config, data_dir)
+    find = partial(_files, files) if files else partial(_chain, _log(None, config, data_dir))
     try:
-        found = _files(files) if files else _chain(log)
-        verdict = proving.verify(found, head, begin=begin)
-        while verdict.broken and found != (found := _files(files) if files else _chain(log)):  # rotated meanwhile
-            verdict = proving.verify(found, head, begin=begin)
+        verdict = verify_listed(find, head, begin=begin)
     except OSError as error:
         give_up(f"{error.filename} cannot be read: {error.strerror}", EXIT_FAILED)
     for note in verdict.notes:

@@ -85,6 +85,10 @@ class Request:
         """None once the client has gone."""
         return self.wire.transport
 
+    def _cancel(self, why: BaseException) -> None:
+        """What aiohttp's protocol calls when the client has gone or the server ends: no more of the body comes."""
+        self.content.set_exception(why)
+
     async def answer(self, answer: Answer) -> None:
         """Write the answer. Raises ConnectionError when the client has gone."""
         self.wire.write(answer.data(self))

@@ -83,7 +83,7 @@ class Protocol(RequestHandler):
     small request costs. What the parser refuses gets 400 and one log line.
     """
 
-    __slots__ = ("_connections", "_content", "_plane", "begun", "remote", "wire")
+    __slots__ = ("_connections", "_plane", "begun", "remote", "wire")
 
     def __init__(self, server: HubServer, plane: Plane, connections: Connections) -> None:
         super().__init__(
@@ -93,8 +93,10 @@ class Protocol(RequestHandler):
             access_log=None,  # type: ignore[arg-type]
             auto_decompress=False,
         )
+        # The parser holds back what comes behind so many requests, and may count one too many: then it waits for a
+        # queue that is never full. One less is full in time.
+        self._max_msg_queue_size -= 1
         self._plane, self._connections = plane, connections
-        self._content: StreamReader | None = None
         self.begun = False
         self.remote: str | None = None
         self.wire: asyncio.Transport
@@ -126,13 +128,13 @@ class Protocol(RequestHandler):
         """Take what came. A body that breaks off into nonsense ends its request; aiohttp would let it wait."""
         fresh = not self._request_count
         super().data_received(data)
-        content = self._content
-        self.begun = content is None and not self._messages
+        request = self._current_request
+        self.begun = request is None and not self._messages
         if fresh and self._request_count:
             self._connections.asks(self)
         broken = bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
-        if broken and content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(BrokenBody())
+        if broken and request is not None and not request.content.is_eof() and request.content.exception() is None:
+            request.content.set_exception(BrokenBody())
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Read on, if reading was held up; aiohttp's readers ask for that after every piece, and all is parsed anew."""
@@ -173,11 +175,12 @@ class Protocol(RequestHandler):
 
     async def _serve(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> bool:
         """Answer one request; whether the connection stays open. No bug may leave it open, half answered."""
-        self._content, self._request_in_progress = content, True
+        self._request_in_progress = True
         try:
             if isinstance(message, _ErrInfo):
                 return await self._refuse(message)
             request = Request(message, content, self)
+            self._current_request = request  # type: ignore[assignment]  # it is only asked for `content` and `_cancel`
             answer = await self._plane(request)
             if not request.answered:
                 await request.answer(answer)
@@ -191,12 +194,13 @@ class Protocol(RequestHandler):
             logging.getLogger(f"sheratan.{self._plane.name}").exception("a request could not be answered")
             return False
         finally:
-            self._content, self._request_in_progress = None, False
+            self._current_request, self._request_in_progress = None, False
             if self._handler_waiter is not None:
                 self._handler_waiter.set_result(None)
+        over = content.is_eof() or await self._passed_over(content)
         if self._upgraded:
             self._stay_with_http()
-        return (content.is_eof() or await self._passed_over(content)) and stays
+        return over and stays
 
     async def _refuse(self, nonsense: _ErrInfo) -> bool:
         """Answer what never became a request."""

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from sheratan_hub.audit_check import ChainCheck
+from sheratan_hub.audit_lines import rotated_name
 from sheratan_hub.audit_read import Filter, newest, page, search
 from sheratan_hub.cli import main
 from sheratan_hub.clock import VirtualClock
@@ -104,10 +105,30 @@ def test_the_hubs_own_proof_sees_no_break(logs: Logs) -> None:
         assert (proof.complete, proof.seq) == (True, log.written)
 
 
-def test_verifying_sees_no_break(logs: Logs) -> None:
-    for log in logs():
+@pytest.mark.parametrize("keep_files", [0, 1])
+def test_verifying_sees_no_break(logs: Logs, keep_files: int) -> None:
+    for log in logs(keep_files=keep_files):
         done = CliRunner().invoke(main, ["audit", "verify", str(log.folder)])
         assert done.exit_code == 0, done.output
+
+
+def test_a_search_reads_files_whatever_their_numbers_say(tmp_path: Path, clock: VirtualClock) -> None:
+    old = Scene(tmp_path / "old", clock)
+    old.write(10)
+    log = Scene(tmp_path / "log", clock)
+    log.write(3)
+    old.path.rename(rotated_name(log.path, 1))
+    assert numbers(list(search(log.path, Filter()))) == [*range(1, 11), 1, 2, 3]
+
+
+def test_copies_are_proved_whatever_the_settings_are(
+    tmp_path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scene(tmp_path / "log", clock).write(3)
+    (tmp_path / "hub.toml").write_text("this is not TOML")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["audit", "verify", str(next((tmp_path / "log").glob("hub*.jsonl")))])
+    assert (done.exit_code, done.output[:12]) == (0, "ok: 3 lines,")
 
 
 def test_a_watcher_reads_every_line_once(logs: Logs) -> None:

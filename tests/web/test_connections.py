@@ -271,6 +271,46 @@ async def test_requests_that_come_in_one_piece_are_answered_in_their_order(make_
     writer.close()
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_many_requests_in_one_piece_behind_one_in_two_pieces_are_all_answered(
+    make_site: MakeSite, method: str
+) -> None:
+    site = await make_site()
+    post = f"POST /api/jobs HTTP/1.1\r\n{HEAD}Content-Length: 12\r\n\r\n"
+    reader, writer = await dial(site, post)
+    await settle(50)
+    writer.write(b'{"kind":"k"}')
+    assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 201")
+    one = f"GET /livez HTTP/1.1\r\n{HEAD}\r\n" if method == "GET" else post + '{"kind":"k"}'
+    writer.write((one * 100).encode())
+    async with asyncio.timeout(20):
+        for _ in range(100):
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 20")
+    writer.close()
+
+
+async def test_a_body_that_comes_behind_the_answer_to_an_offer_is_passed_over_too(make_site: MakeSite) -> None:
+    site = await make_site()
+    offer = f"POST /nowhere HTTP/1.1\r\n{HEAD}Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\n"
+    reader, writer = await dial(site, offer)
+    assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 404")
+    writer.write(f"helloGET /livez HTTP/1.1\r\n{HEAD}Connection: close\r\n\r\n".encode())
+    assert (await ended(reader)).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
+async def test_half_a_body_holds_up_the_end_of_a_hub_once(make_site: MakeSite) -> None:
+    site = await make_site()
+    reader, writer = await dial(site, f"POST /api/jobs HTTP/1.1\r\n{HEAD}Content-Length: 12\r\n\r\n" + '{"ki')
+    await settle(50)
+    (line,) = site.app.listeners["data"].connections._seen
+    request = line._current_request
+    assert request is not None
+    request._cancel(ConnectionResetError("the hub ends"))
+    assert await ended(reader) == b""
+    writer.close()
+
+
 async def test_a_handler_that_ends_with_a_bug_closes_its_connection(
     make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
