@@ -221,8 +221,7 @@ class Hub:
         try:
             *outcomes, pulled = await future
         except asyncio.CancelledError:
-            if not future.cancelled() and future.exception() is None:
-                self._lost(future.result())
+            self._give_back_late(future)  # if it was answered already; else the committer tells of what is lost
             raise
         bug = next((one for one in outcomes if isinstance(one, Exception) and not isinstance(one, Refused)), None)
         if bug is not None:

@@ -79,8 +79,8 @@ class Site(web.TCPSite):
 class Protocol(RequestHandler):
     """One connection: aiohttp parses, its plane answers one request after the other.
 
-    aiohttp's own loop starts a task for each request and makes objects that nothing here looks at: half of what a
-    small request costs. What the parser refuses gets 400 and one log line.
+    aiohttp's own loop starts a task for each request and makes objects that nothing here looks at: a third of what a
+    small request cost. What the parser refuses gets 400 and one log line.
     """
 
     __slots__ = ("_connections", "_plane", "begun", "remote", "wire")
