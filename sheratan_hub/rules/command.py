@@ -172,6 +172,8 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
     judge: Judge = Judge()
     """What decides by the active policy."""
     known: Mapping[Key, Row | None] = {}
+    asked: dict[str, int] = msgspec.field(default_factory=dict)
+    """Of lanes that are not loaded: for how many jobs the batch's commands have asked them since the last load."""
 
     def order_at(self, ms: int) -> int:
         """The place in line of what may be claimed from this time on; a millisecond has `ORDERS` of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sheratan_hub.rules.command import Need
 from sheratan_hub.rules.eligible import kind_stop, source_room
-from sheratan_hub.rules.lanes import Offer, read_lane
+from sheratan_hub.rules.lanes import Offer, read_lane, suits
 from sheratan_hub.rules.limits import RATES, rates_of
 from sheratan_hub.rules.pauses import Pauses
 from sheratan_hub.rules.view import View, running_of
@@ -157,10 +157,7 @@ class Hand:
         return rows
 
     def _load(self, lanes: list[str], share: int, behind: Sequence[str] = ()) -> None:
-        """Ask for the lanes that are not loaded: for others than the batch's other pulls ask for, as long as there are.
-
-        So pulls of one batch that find many short lanes do not all ask for the same one, one after the other.
-        """
+        """Ask for the lanes that are not loaded, or for others in their place (see `spread`)."""
         view = self._view
         missing = [lane for lane in lanes if not view.loaded(lane)]
         also = {Ready(lane): AHEAD for lane in behind if not view.loaded(lane)}
@@ -168,14 +165,12 @@ class Hand:
             raise Need(Wants(ready=also))
         if not missing:
             return
-        others = [lane for lane in missing if lane not in view.asked]
-        if not others:
-            more = self._turn(len(lanes), set(view.asked))
-            more = [lane for lane in more if self._bars is None or not self._bars(lane)]
-            others = [lane for lane in more if not view.loaded(lane)] or [min(missing, key=view.asked.__getitem__)]
-        for lane in others:
-            view.asked[lane] = view.asked.get(lane, 0) + share
-        raise Need(Wants(ready={**also, **{Ready(lane): share for lane in others}}))
+        ready = spread(missing, share, self._offer, view.asked, self._others)
+        raise Need(Wants(ready={**also, **ready}))
+
+    def _others(self, limit: int, asked: set[str]) -> list[str]:
+        lanes = (lane for lane in self._turn(limit, asked) if not self._view.loaded(lane))
+        return [lane for lane in lanes if self._bars is None or not self._bars(lane)]
 
     def why_none(self) -> str:
         """The reason of a pull that finds nothing."""
@@ -185,3 +180,28 @@ class Hand:
         if self._closed and lanes.choose(self._offer, 1, self._done, self._view.now):
             return "paused"
         return "no_job"
+
+
+def spread(
+    lanes: list[str], share: int, offer: Offer, asked: dict[str, int], others: Callable[[int, set[str]], list[str]]
+) -> dict[Ready, int]:
+    """The lanes to load for a pull that wants so many jobs from each of these, which it notes in `asked`.
+
+    Those that the batch's other pulls have asked for go to them, and the next in turn are taken instead, which
+    `others` tells, given how many and without which. Where there are none left the turns have come round: more is
+    asked of those that were asked least. So the pulls of a batch do not all ask for the same few jobs again and again.
+    """
+    found = [lane for lane in lanes if lane not in asked]
+    if len(found) < len(lanes):
+        found += others(len(lanes) - len(found), {*asked, *found})
+    if len(found) < len(lanes):
+        suiting = [lane for lane in asked if _suits(lane, offer)] or lanes
+        found += heapq.nsmallest(len(lanes) - len(found), suiting, key=lambda lane: asked.get(lane, 0))
+    for lane in found:
+        asked[lane] = asked.get(lane, 0) + share
+    return {Ready(lane): share for lane in found}
+
+
+def _suits(name: str, offer: Offer) -> bool:
+    lane = read_lane(name)
+    return suits(lane.kind, lane.needs, offer)

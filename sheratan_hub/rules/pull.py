@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Need, Refused, Scene, Served
 from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop, policy_stop
-from sheratan_hub.rules.hand import Hand
+from sheratan_hub.rules.hand import Hand, spread
 from sheratan_hub.rules.jobs import Job, job_event, job_of
 from sheratan_hub.rules.lanes import Offer, read_lane
 from sheratan_hub.rules.limits import RATES
@@ -89,21 +89,26 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         wants = Wants(look=look, counts={"job:running", leases_on(self.node_id)})
         if self.pull_id is not None:
             wants.keys.add(Key("puller", self.node_id))
-        offer = self._foreseen(scene)
-        if offer is not None:
-            for lane in scene.lanes.turn(offer, 1, (), scene.now):
-                wants.ready[Ready(lane)] = min(self.limit, scene.limits.max_inflight)
+        wants.ready = self._foreseen(scene)
         return wants
 
-    def _foreseen(self, scene: Scene) -> Offer | None:
-        """What it probably offers; None if nobody knows, or if sources take turns: then others are asked for, too."""
-        key = Key("node", self.node_id)
-        if self.capabilities is not None:
-            return Offer(self.capabilities, self.kinds)
-        if key not in scene.known or not scene.lanes.of_one_source:
-            return None
-        row = scene.known[key]
-        return self._offer(node_of(row) if row else None)
+    def _foreseen(self, scene: Scene) -> dict[Ready, int]:
+        """The lanes whose turn it probably is, and how many jobs of each it may get; none if nobody knows the node."""
+        known, key = scene.known, Key("node", self.node_id)
+        if self.capabilities is None and key not in known:
+            return {}
+        row = known.get(key)
+        offer, limit = self._offer(node_of(row) if row else None), min(self.limit, scene.limits.max_inflight)
+        if scene.lanes.of_one_source:
+            return {Ready(lane): limit for lane in scene.lanes.turn(offer, 1, (), scene.now)}
+        firsts: dict[str, str] = {}
+        for lane in scene.lanes.turn(offer, limit, (), scene.now):
+            firsts.setdefault(read_lane(lane).source, lane)
+        if not firsts:
+            return {}
+        share = -(-limit // len(firsts))
+        turn = partial(scene.lanes.turn, offer, now=scene.now)
+        return spread(list(firsts.values()), share, offer, scene.asked, turn)
 
     def decide(self, view: View) -> Decision:
         """Leases, the same leases again, or none with a reason. Never refused."""

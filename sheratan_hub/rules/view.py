@@ -38,8 +38,7 @@ class View:
         self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
-        self.asked: dict[str, int] = {}
-        """Of lanes that are not loaded: for how many jobs they have been asked since the last load."""
+        self.asked = scene.asked
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
         self._joined_from: dict[str, int] = {}
@@ -249,6 +248,7 @@ class View:
         copy._locked, copy._orders = set(self._locked), self._orders
         copy._joined = {lane: list(rows) for lane, rows in self._joined.items()}
         copy._joined_from = dict(self._joined_from)
+        copy.asked = {}
         return copy
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheratan_hub.rules import lanes as lanes_module
+from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
 from sheratan_hub.rules.pull import Pull
@@ -320,6 +322,32 @@ def test_pulls_of_one_batch_that_find_many_short_lanes_do_not_ask_for_one_after_
     asked = stage.together([Pull("n", f"x{n}-", capabilities=frozenset()) for n in range(300)])
     assert asked <= 4
     assert len({job.lease_id for job in map(stage.job, stage.ids()) if job.status == "running"}) == 300
+
+
+@pytest.mark.parametrize(("sources", "limit"), [(2, 1), (20, 1), (20, 7), (20, 30), (100, 1), (100, 7)])
+def test_pulls_of_one_batch_whose_sources_take_turns_foresee_all_that_they_need(sources: int, limit: int) -> None:
+    stage = Stage(max_depth=10_000, max_inflight=10_000)
+    for n in range(64 * limit + sources):
+        stage.submit(source=f"source-{n % sources:02}")
+    pulls: list[Command] = [Pull(f"n{n}", f"s{n}-", limit, capabilities=frozenset()) for n in range(64)]
+    assert stage.together(pulls) == 0
+    leased = Counter(job.source for job in map(stage.job, stage.ids()) if job.status == "running")
+    assert leased.total() == 64 * limit
+    assert max(leased.values()) - min(leased.values()) <= 1, "each source had its turns"
+
+
+def test_sources_that_run_out_while_a_batch_takes_turns_are_made_up_for_by_others() -> None:
+    stage = Stage()
+    for n in range(20):
+        stage.submit(source=f"short-{n:02}")
+    for n in range(100):
+        stage.submit(source=f"long-{n % 2}")
+    pulls: list[Command] = [Pull(f"n{n}", f"s{n}-", capabilities=frozenset()) for n in range(64)]
+    assert stage.together(pulls) <= 4
+    assert Counter(job.source.partition("-")[0] for job in map(stage.job, stage.ids()) if job.status == "running") == {
+        "short": 20,
+        "long": 44,
+    }
 
 
 def test_a_released_job_keeps_its_place_before_those_that_came_later() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import orjson
 
-from tools.bench.requests import BULK_JOBS, KIND, RESULT, Wire, bulk, job, submit
+from tools.bench.requests import BULK_JOBS, KIND, RESULT, Wire, bulk, job, mixed_bulk, submit
 
 Chain = Generator[bytes, bytes, None]
 BATCH = 100
@@ -51,9 +52,9 @@ def empty(tally: Tally, place: int) -> Chain:
         tally.done += 1
 
 
-def fill(tally: Tally, place: int) -> Chain:
+def fill(tally: Tally, place: int, make: Callable[[Wire], bytes] = bulk) -> Chain:
     """Submits in bulk."""
-    request = bulk(tally.wire)
+    request = make(tally.wire)
     while tally.may_begin(BULK_JOBS):
         yield from accepted(request)
         tally.done += BULK_JOBS
@@ -185,6 +186,7 @@ def results(tally: Tally, node: str, held: list[dict[str, Any]], **more: Any) ->
 CHAINS: dict[str, Callable[[Tally, int], Chain]] = {
     "empty": empty,
     "fill": fill,
+    "fill-mixed": partial(fill, make=mixed_bulk),
     "pull+result": pull_then_result,
     "steady": steady,
     "result-pull": result_with_pull,

@@ -44,12 +44,14 @@ def submit(wire: Wire) -> list[bytes]:
     return [wire.post("/api/jobs", orjson.dumps(job()))]
 
 
+def mixed_job(n: int) -> dict[str, Any]:
+    """The nth of the jobs that 20 sources submit in turn, for 20 missions."""
+    return job(source=f"source-{n % SOURCES}", mission_id=f"mission-{n // SOURCES % MISSIONS}")
+
+
 def mixed(wire: Wire) -> list[bytes]:
     """Every one of 20 sources with every one of 20 missions."""
-    jobs = (
-        job(source=f"source-{n % SOURCES}", mission_id=f"mission-{n // SOURCES}") for n in range(SOURCES * MISSIONS)
-    )
-    return [wire.post("/api/jobs", orjson.dumps(one)) for one in jobs]
+    return [wire.post("/api/jobs", orjson.dumps(mixed_job(n))) for n in range(SOURCES * MISSIONS)]
 
 
 KEY, KEY_DIGITS = "@KEY@", 16
@@ -64,3 +66,8 @@ def keyed(wire: Wire, window: str) -> list[bytes]:
 
 def bulk(wire: Wire, jobs: int = BULK_JOBS) -> bytes:
     return wire.post("/api/jobs", orjson.dumps({"jobs": [job()] * jobs}))
+
+
+def mixed_bulk(wire: Wire) -> bytes:
+    """A bulk of the jobs of `mixed`."""
+    return wire.post("/api/jobs", orjson.dumps({"jobs": [mixed_job(n) for n in range(BULK_JOBS)]}))

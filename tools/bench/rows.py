@@ -48,12 +48,12 @@ class Bench:
         """The empty handler under our own client."""
         return self.load.own(self.empty, "empty", self.seconds, connections)[1]
 
-    def fill(self, one: Hub, depth: int) -> None:
+    def fill(self, one: Hub, depth: int, chain: str = "fill") -> None:
         """Submit in bulk until at least so many jobs wait."""
         missing = depth - one.depth()
         if missing > 0:
             bulks = -(-missing // requests.BULK_JOBS)
-            self.load.own(one, "fill", FILL_SECONDS, BULK_CONNECTIONS, bulks * requests.BULK_JOBS)
+            self.load.own(one, chain, FILL_SECONDS, BULK_CONNECTIONS, bulks * requests.BULK_JOBS)
         if one.depth() < depth:
             raise Failed(f"the queue has {one.depth()} jobs, not {depth}, after it was filled")
 
@@ -71,9 +71,9 @@ class Bench:
             raise Failed(f"{jobs} jobs were acknowledged, but the queue has only {found} more")
         return window
 
-    def works(self, fire: Fire, per_second: int, one: Hub, seconds: float) -> Window:
+    def works(self, fire: Fire, per_second: int, filled_by: str, one: Hub, seconds: float) -> Window:
         """A window of work on a queue that is filled up for it; `per_second` is more than can be done."""
-        self.fill(one, int(per_second * seconds))
+        self.fill(one, int(per_second * seconds), filled_by)
         return fire(self.load, one, seconds)[1]
 
     def idles(self, one: Hub, seconds: float) -> Window:
@@ -102,12 +102,14 @@ def chain(name: str, connections: int = CONNECTIONS) -> Fire:
 
 
 SUBMITS: dict[str, Fire] = {"submit": submit, "mixed": mixed, "keys": keys, "bulk": bulk}
-WORKS: dict[str, tuple[Fire, int]] = {
-    "pull+result": (chain("pull+result"), 20_000),
-    "result-pull": (chain("result-pull"), 30_000),
-    "batches": (chain("batches", BATCH_CONNECTIONS), 60_000),
+WORKS: dict[str, tuple[Fire, int, str]] = {
+    "pull+result": (chain("pull+result"), 20_000, "fill"),
+    "result-pull": (chain("result-pull"), 30_000, "fill"),
+    "mixed-pull": (chain("result-pull"), 30_000, "fill-mixed"),
+    "batches": (chain("batches", BATCH_CONNECTIONS), 60_000, "fill"),
 }
-"""With how many jobs a second of the window the queue is filled before it. A window ends early when it runs dry."""
+"""With how many jobs a second of the window the queue is filled before it, and how. A window ends early when it runs
+dry."""
 
 
 def against_empty(bench: Bench, store: str, row: str) -> Iterator[Line]:
