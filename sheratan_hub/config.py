@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
@@ -438,6 +439,7 @@ def store_url(settings: Settings) -> str:
     return settings.store.url or f"sqlite://{settings.hub.data_dir}/hub.db"
 
 
+@lru_cache(1024)
 def is_loopback(host: str) -> bool:
     """Whether a server bound to `host` can be reached from this machine only."""
     try:

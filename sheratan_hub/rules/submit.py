@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -211,8 +212,9 @@ def named_job(held: Row) -> str:
     return _decode(held.doc).job_id
 
 
+@lru_cache(512)
 def key_id(key: str) -> str:
-    """The row id of an idempotency key: a digest, so that any length fits and the key itself is not kept."""
+    """The row id of an idempotency key: a digest, so that any length fits and the key itself is not stored."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 

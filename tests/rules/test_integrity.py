@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import pytest
@@ -36,6 +37,17 @@ def test_the_canonical_form_is_what_pythons_json_writes(value: Any, ascii: bool,
     sent = json.dumps(value, ensure_ascii=ascii, indent=1 if spaced else None).encode()
     expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     assert canonical(sent) == expected
+
+
+BORDERS = [10.0**exponent for exponent in range(-7, 23)] + [0.0, 2.0**53, 2.0**63, 2.0**64, 5e-324, 1e300]
+
+
+@pytest.mark.parametrize("near", BORDERS)
+def test_floats_where_one_notation_ends_and_the_next_begins_are_written_as_python_does(near: float) -> None:
+    for number in (near, math.nextafter(near, math.inf), math.nextafter(near, 0), 1.2345 * near, 9.87654321 * near):
+        for value in (number, -number, [number, int(near)], {"n": number, "text": "3e7 0.00001 -0"}):
+            sent = json.dumps(value).encode()
+            assert canonical(sent) == json.dumps(value, separators=(",", ":")).encode()
 
 
 @given(values)
