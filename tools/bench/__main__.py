@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     lines: list[Line] = []
     places = cores()
-    machine = report.machine(places)
+    machine = {**report.machine(places), "event_loop": "uvloop" if given.uvloop else "asyncio"}
     if places[0] == places[1]:
         say("one core only: servers and load share it, so every ratio is worse than it should be")
     began = time.monotonic()
@@ -65,6 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--queued", type=int, default=1_000_000, help="how many jobs that row queues")
     parser.add_argument("--quick", action="store_true", help="under a minute: figures that only show that it works")
     parser.add_argument("--against", type=Path, metavar="DIR", help="measure the hub of another checkout beside it")
+    parser.add_argument("--uvloop", action="store_true", help="all servers on its event loop, not on asyncio's own")
     parser.add_argument(
         "--dir", type=Path, help="where the stores are made; default: the directory for temporary files"
     )
@@ -95,14 +96,13 @@ def run(given: argparse.Namespace, places: tuple[set[int], set[int]], stack: Exi
     """Every row of every store; a row that fails says so and the others go on."""
     tooling.need("wrk")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sheratan-bench-", dir=given.dir)))
-    empty = empty_handler(folder, places[0])
+    empty = empty_handler(folder, places[0], uvloop=given.uvloop)
     stack.callback(empty.stop)
     empty.start()
     sides = {"": ROOT} if given.against is None else {"this": ROOT, "other": given.against.resolve()}
     shim = cache(partial(tooling.build_shim, folder))
-    bench = Bench(
-        folder, Load(places[1], folder), places[0], empty, sides, given.seconds, given.windows, given.queued, shim
-    )
+    load, core = Load(places[1], folder), places[0]
+    bench = Bench(folder, load, core, empty, sides, given.seconds, given.windows, given.queued, shim, given.uvloop)
     bench.empty_window()
     if set(given.only) - {*SUBMITS, "slow"}:
         yield from client(bench)

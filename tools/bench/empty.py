@@ -1,6 +1,7 @@
 """The empty handler that everything is measured against: aiohttp reads a body, parses it, answers JSON, nothing else.
 
-A `web.Application` with one route, without an access log, on the event loop that the hub takes too. Prints its port.
+A `web.Application` with one route, without an access log, on uvloop's event loop if there is one, as a hub is.
+Prints its port.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,12 @@ class Bench:
     windows: int
     queued: int
     shim: Callable[[], Path]
+    uvloop: bool = False
+    """Whether all servers run on its event loop, or on asyncio's own."""
+
+    def hub(self, root: Path, store: str, **environ: str) -> AbstractContextManager[Hub]:
+        """A hub of that checkout on a new store."""
+        return hub(root, store, self.folder, self.core, uvloop=self.uvloop, **environ)
 
     def empty_window(self) -> Window:
         """The empty handler under wrk, with the request of a submit."""
@@ -119,7 +125,7 @@ def against_empty(bench: Bench, store: str, row: str) -> Iterator[Line]:
         measures = {}
         for side, root in bench.sides.items():
             try:
-                one = stack.enter_context(hub(root, store, bench.folder, bench.core))
+                one = stack.enter_context(bench.hub(root, store))
                 window(one, WARM_SECONDS)
             except Failed as error:
                 yield Line(store, row, side, error=str(error))
@@ -133,7 +139,7 @@ def against_empty(bench: Bench, store: str, row: str) -> Iterator[Line]:
 def idle(bench: Bench, store: str, row: str) -> Iterator[Line]:
     """Submit to done through a worker that long-polls, one job at a time."""
     for side, root in bench.sides.items():
-        with hub(root, store, bench.folder, bench.core) as one:
+        with bench.hub(root, store) as one:
             measure = partial(bench.idles, one)
             measure(WARM_SECONDS)
             samples = alternate(partial(bench.empty_own, 1), {side: partial(measure, bench.seconds)}, bench.windows)
@@ -144,8 +150,8 @@ def million(bench: Bench, store: str, row: str) -> Iterator[Line]:
     """The same work on a deep queue and on one with a thousand jobs; the deep one's start and memory."""
     for side, root in bench.sides.items():
         with (
-            hub(root, store, bench.folder, bench.core) as few,
-            hub(root, store, bench.folder, bench.core) as many,
+            bench.hub(root, store) as few,
+            bench.hub(root, store) as many,
         ):
             for name, measure in (("million-submit", submits_at), ("million-pull", pulls_at)):
                 shallow = partial(measure, bench, few, FEW)
@@ -192,7 +198,7 @@ def slow(bench: Bench, store: str, row: str) -> Iterator[Line]:
     """Submits when each flush takes 2 ms more: many connections must share one flush."""
     environ = {"LD_PRELOAD": str(bench.shim()), "SLOW_FLUSH_MS": str(SLOW_MS)}
     for side, root in bench.sides.items():
-        with hub(root, store, bench.folder, bench.core, **environ) as one:
+        with bench.hub(root, store, **environ) as one:
             bench.submits(submit, one, WARM_SECONDS)
             base = partial(bench.submits, partial(submit, connections=1), one, bench.seconds)
             samples = alternate(base, {side: partial(bench.submits, submit, one, bench.seconds)}, bench.windows)[side]

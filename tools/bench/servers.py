@@ -24,8 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 120
 LIMITS = {"SHERATAN_MAX_QUEUE_DEPTH": "100000000", "SHERATAN_MAX_INFLIGHT": "10000000"}
 READY = re.compile(r"^data plane +http://127\.0\.0\.1:(\d+)", re.MULTILINE)
+PLAIN = "import runpy, sys; sys.modules['uvloop'] = None; runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+"""Runs a module in a process that finds no uvloop, as none is there unless somebody installs it."""
+
 PLACES = {"memory": "memory://", "sqlite": "sqlite://{0}/hub.db", "file": "file://{0}/hub"}
 """How the URL of each store is made of a folder."""
+
+
+def run_module(python: str, module: str, *arguments: str, uvloop: bool) -> list[str]:
+    """The command that runs a module on asyncio's own event loop, or on that of uvloop."""
+    return [python, *(("-m",) if uvloop else ("-c", PLAIN)), module, *arguments]
 
 
 def cores() -> tuple[set[int], set[int]]:
@@ -121,7 +129,9 @@ class Server:
 class Hub(Server):
     """`serve` of a checkout on a store of its own, with everything switched on that is on by default."""
 
-    def __init__(self, root: Path, store: str, folder: Path, core: set[int], **environ: str) -> None:
+    def __init__(
+        self, root: Path, store: str, folder: Path, core: set[int], *, uvloop: bool = False, **environ: str
+    ) -> None:
         self.root = root
         python = root / ".venv/bin/python"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SHERATAN_", "HUB_"))}
@@ -135,8 +145,8 @@ class Hub(Server):
             **LIMITS,
             **environ,
         }
-        command = [str(python) if python.exists() else sys.executable, "-m", "sheratan_hub", "serve"]
-        super().__init__(command, folder, clean, core)
+        executable = str(python) if python.exists() else sys.executable
+        super().__init__(run_module(executable, "sheratan_hub", "serve", uvloop=uvloop), folder, clean, core)
 
     def depth(self) -> int:
         """How many jobs wait."""
@@ -152,17 +162,17 @@ class Hub(Server):
             raise Failed(f"{path}: {error}") from error
 
 
-def empty_handler(folder: Path, core: set[int]) -> Server:
+def empty_handler(folder: Path, core: set[int], *, uvloop: bool = False) -> Server:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return Server([sys.executable, "-m", "tools.bench.empty"], folder, environ, core)
+    return Server(run_module(sys.executable, "tools.bench.empty", uvloop=uvloop), folder, environ, core)
 
 
 @contextmanager
-def hub(root: Path, store: str, parent: Path, core: set[int], **environ: str) -> Iterator[Hub]:
+def hub(root: Path, store: str, parent: Path, core: set[int], *, uvloop: bool = False, **environ: str) -> Iterator[Hub]:
     """A hub on a new store in a folder below `parent`; both are gone at the end."""
     folder = parent / f"hub-{secrets.token_hex(4)}"
     folder.mkdir()
-    one = Hub(root, store, folder, core, **environ)
+    one = Hub(root, store, folder, core, uvloop=uvloop, **environ)
     try:
         one.start()
         yield one
