@@ -50,8 +50,8 @@ class View:
             self._rows.setdefault(key, loaded.rows.get(key))
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
+        self.asked.clear()
         for ready, rows in loaded.ready.items():
-            self.asked.clear()
             if wants.ready[ready] > self._depth.get(ready.lane, 0):
                 self._ready[ready.lane] = rows
                 self._at[ready.lane] = 0
