@@ -236,7 +236,7 @@ def measure(store: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(pinned(clients))
-        one = stack.enter_context(hub(Path(given.root), store, Path(folder), servers, **environ))
+        one = stack.enter_context(hub(Path(given.root), store, Path(folder), servers, uvloop=False, **environ))
         crowd = Crowd(one.port, one.token, given.clients)
         crowd.run(1, works=False, offered=0, connections=0)
         rounds = [one_round(one, crowd, given) for _ in range(given.rounds)]
