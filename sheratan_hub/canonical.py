@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import re
+from contextlib import suppress
 
 import msgspec
 import orjson
@@ -16,8 +17,8 @@ import orjson
 Raw = msgspec.Raw
 NULL = Raw(b"null")
 
-# orjson sorts keys by UTF-8 bytes, which is code point order, and writes everything as Python's json does but floats
-# that are very large or small. A float literal has a digit before its point or exponent, so text without that has none.
+# orjson sorts keys by UTF-8 bytes, which is code point order, and writes strict JSON as Python's json does, but for
+# floats that are very large or small. A float literal has a digit before its point or exponent; text without has none.
 _FLOAT = re.compile(rb"[0-9][.eE]")
 
 # A number that the two may write differently: with an exponent, sixteen digits and more, nought and four zeros, -0.
@@ -26,9 +27,10 @@ _ODD = re.compile(rb"(?:^|[\[:,])(?:-0|-?0\.0000|-?[0-9]{16}|-?[0-9]+(?:\.[0-9]+
 
 def canonical(raw: bytes) -> bytes:
     """The canonical form of a JSON text (of which repeated keys count by their last)."""
-    text = orjson.dumps(orjson.loads(raw), option=orjson.OPT_SORT_KEYS)
-    if _FLOAT.search(raw) is None or _ODD.search(text) is None:
-        return text
+    with suppress(TypeError):  # nested deeper than orjson writes
+        text = orjson.dumps(orjson.loads(raw), option=orjson.OPT_SORT_KEYS)
+        if _FLOAT.search(raw) is None or _ODD.search(text) is None:
+            return text
     return json.dumps(
         json.loads(raw), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()

@@ -6,7 +6,7 @@ at once, lets each decide on the shared view, and saves what they decided as one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -172,8 +172,8 @@ class Scene(msgspec.Struct, frozen=True, gc=False):
     judge: Judge = Judge()
     """What decides by the active policy."""
     known: Mapping[Key, Row | None] = {}
-    asked: dict[str, int] = msgspec.field(default_factory=dict)
-    """Of lanes that are not loaded: for how many jobs the batch's commands have asked them since the last load."""
+    turns: dict[Offer, Iterator[str]] = msgspec.field(default_factory=dict)
+    """By what pulls offer: the lanes that the next of the batch will probably be served from."""
 
     def order_at(self, ms: int) -> int:
         """The place in line of what may be claimed from this time on; a millisecond has `ORDERS` of them."""

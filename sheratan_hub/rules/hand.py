@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from sheratan_hub.rules.command import Need
 from sheratan_hub.rules.eligible import kind_stop, source_room
@@ -38,7 +39,8 @@ class Hand:
     def take(self, limit: int) -> list[Row]:
         """Up to `limit` waiting rows; fewer only if there are no more. Raises `Need` for what is not loaded."""
         while (left := limit - len(self._rows)) > 0:
-            lanes = self._turn(left)
+            # With those of its source: once some are taken, the directory no longer knows which is the oldest.
+            lanes = self._turn(max(left, 2) if self._rows else left)
             if not lanes:
                 break
             if self._bars is not None:
@@ -157,20 +159,40 @@ class Hand:
         return rows
 
     def _load(self, lanes: list[str], share: int, behind: Sequence[str] = ()) -> None:
-        """Ask for the lanes that are not loaded, or for others in their place (see `spread`)."""
-        view = self._view
-        missing = [lane for lane in lanes if not view.loaded(lane)]
-        also = {Ready(lane): AHEAD for lane in behind if not view.loaded(lane)}
-        if not missing and also:
-            raise Need(Wants(ready=also))
-        if not missing:
-            return
-        ready = spread(missing, share, self._offer, view.asked, self._others)
-        raise Need(Wants(ready={**also, **ready}))
+        """Ask for what is not loaded of so many rows of each of the lanes, and of a few of those that stand behind.
 
-    def _others(self, limit: int, asked: set[str]) -> list[str]:
-        lanes = (lane for lane in self._turn(limit, asked) if not self._view.loaded(lane))
-        return [lane for lane in lanes if self._bars is None or not self._bars(lane)]
+        What the batch's other pulls have asked for goes to them, so this one asks for lanes whose turn comes later.
+        Where there are none left the turns have come round: it asks for more of those that were asked longest ago. So
+        the pulls of a batch do not all ask for the same few jobs. The oftener they had to ask, the more each asks for.
+        """
+        view, few = self._view, min(AHEAD, share)
+        missing = [lane for lane in lanes if view.lacks(lane, self._from.get(lane, 0) + share)]
+        also = [lane for lane in behind if view.lacks(lane, self._from.get(lane, 0) + few)]
+        if not missing and not also:
+            return
+        found = [lane for lane in missing if lane not in view.asked]
+        if missing:
+            most = max(len(missing), 1 << view.loads)
+            found += self._others(lanes[0], most - len(found), {*view.asked, *found})
+            found += islice(filter(self._suits, view.asked), max(0, len(missing) - len(found)))
+        for lane in found:
+            view.asked.pop(lane, None)
+            view.asked[lane] = None
+        deeper = {Ready(lane): view.deeper(lane, few) for lane in also}
+        raise Need(Wants(ready=deeper | {Ready(lane): view.deeper(lane, share) for lane in found or missing}))
+
+    def _others(self, first: str, most: int, besides: set[str]) -> list[str]:
+        """Up to so many more lanes of the level of the first that have to be loaded, in turn."""
+        if most <= 0:
+            return []
+        lanes, view = self._view.scene.lanes, self._view
+        turn = (lane for lane in self._turn(most, besides) if lanes.level(lane) == lanes.level(first))
+        lacking = (lane for lane in turn if view.lacks(lane, self._from.get(lane, 0) + 1))
+        return [lane for lane in islice(lacking, most) if self._bars is None or not self._bars(lane)]
+
+    def _suits(self, name: str) -> bool:
+        lane = read_lane(name)
+        return name not in self._done and suits(lane.kind, lane.needs, self._offer)
 
     def why_none(self) -> str:
         """The reason of a pull that finds nothing."""
@@ -180,28 +202,3 @@ class Hand:
         if self._closed and lanes.choose(self._offer, 1, self._done, self._view.now):
             return "paused"
         return "no_job"
-
-
-def spread(
-    lanes: list[str], share: int, offer: Offer, asked: dict[str, int], others: Callable[[int, set[str]], list[str]]
-) -> dict[Ready, int]:
-    """The lanes to load for a pull that wants so many jobs from each of these, which it notes in `asked`.
-
-    Those that the batch's other pulls have asked for go to them, and the next in turn are taken instead, which
-    `others` tells, given how many and without which. Where there are none left the turns have come round: more is
-    asked of those that were asked least. So the pulls of a batch do not all ask for the same few jobs again and again.
-    """
-    found = [lane for lane in lanes if lane not in asked]
-    if len(found) < len(lanes):
-        found += others(len(lanes) - len(found), {*asked, *found})
-    if len(found) < len(lanes):
-        suiting = [lane for lane in asked if _suits(lane, offer)] or lanes
-        found += heapq.nsmallest(len(lanes) - len(found), suiting, key=lambda lane: asked.get(lane, 0))
-    for lane in found:
-        asked[lane] = asked.get(lane, 0) + share
-    return {Ready(lane): share for lane in found}
-
-
-def _suits(name: str, offer: Offer) -> bool:
-    lane = read_lane(name)
-    return suits(lane.kind, lane.needs, offer)

@@ -12,7 +12,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +30,9 @@ CHARGED_MAX = 16
 
 OFFERS_MAX = 256
 """For so many different sets of capabilities it is remembered which groups suit them."""
+
+TURNS_FORESEEN = 128
+"""For so many sources it is foreseen that they will be served in turn."""
 
 GROUPS_KEPT = 64
 """So many groups may stay without a lane; beyond, one that has lost its last is forgotten."""
@@ -257,6 +260,19 @@ class Lanes:
         """The order of the lane's first row, 0 if it is not known."""
         lane = self._lanes.get(name)
         return lane.head if lane is not None else 0
+
+    def level(self, name: str) -> int:
+        """The level that counts for the lane by now, below all if there is no such lane."""
+        lane = self._lanes.get(name)
+        return lane.level if lane is not None else LEVELS
+
+    def turns(self, offer: Offer, now: int) -> Iterator[str]:
+        """From which lanes pulls with this offer, one after the other, will probably be served one job each."""
+        yield from self.turn(offer, 1, (), now)
+        firsts: dict[str, str] = {}
+        for name in self.turn(offer, TURNS_FORESEEN, (), now):
+            firsts.setdefault(read_lane(name).source, name)
+        yield from islice(cycle(firsts.values()), 1, None)
 
     def _enter(self, name: str, lane: Place) -> None:
         self._firsts.clear()

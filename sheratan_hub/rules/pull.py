@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import msgspec
 
 from sheratan_hub.rules.command import Decision, Event, Need, Refused, Scene, Served
 from sheratan_hub.rules.eligible import hub_room, kind_stop, node_room, node_stop, policy_stop
-from sheratan_hub.rules.hand import Hand, spread
+from sheratan_hub.rules.hand import Hand
 from sheratan_hub.rules.jobs import Job, job_event, job_of
 from sheratan_hub.rules.lanes import Offer, read_lane
 from sheratan_hub.rules.limits import RATES
@@ -93,22 +93,23 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         return wants
 
     def _foreseen(self, scene: Scene) -> dict[Ready, int]:
-        """The lanes whose turn it probably is, and how many jobs of each it may get; none if nobody knows the node."""
+        """The lane that it is probably served from, and how deep; none if nobody knows, or if it is for the decision
+        to find that out: what is paused or denied, and what several sources give to one pull."""
         known, key = scene.known, Key("node", self.node_id)
         if self.capabilities is None and key not in known:
             return {}
-        row = known.get(key)
-        offer, limit = self._offer(node_of(row) if row else None), min(self.limit, scene.limits.max_inflight)
-        if scene.lanes.of_one_source:
-            return {Ready(lane): limit for lane in scene.lanes.turn(offer, 1, (), scene.now)}
-        firsts: dict[str, str] = {}
-        for lane in scene.lanes.turn(offer, limit, (), scene.now):
-            firsts.setdefault(read_lane(lane).source, lane)
-        if not firsts:
+        row, lanes = known.get(key), scene.lanes
+        offer = self._offer(node_of(row) if row else None)
+        if lanes.of_one_source:
+            return {
+                Ready(lane): min(self.limit, scene.limits.max_inflight) for lane in lanes.turn(offer, 1, (), scene.now)
+            }
+        if self.limit > 1 or not scene.judge.trivial or pauses_of(known.get(Key(*PAUSES))).pauses:
             return {}
-        share = -(-limit // len(firsts))
-        turn = partial(scene.lanes.turn, offer, now=scene.now)
-        return spread(list(firsts.values()), share, offer, scene.asked, turn)
+        if offer not in scene.turns:
+            scene.turns[offer] = lanes.turns(offer, scene.now)
+        lane = next(scene.turns[offer], None)
+        return {} if lane is None else {Ready(lane): 1}
 
     def decide(self, view: View) -> Decision:
         """Leases, the same leases again, or none with a reason. Never refused."""

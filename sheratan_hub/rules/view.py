@@ -38,7 +38,10 @@ class View:
         self.left: set[str] = set()
         self._written: dict[Key, Row | None] = {}
         self._deltas: dict[str, int] = {}
-        self.asked = scene.asked
+        self.asked: dict[str, None] = {}
+        """Lanes of which more has been asked since the last load, those first that were asked longest ago."""
+        self.loads = 0
+        """How often rows of lanes have been loaded."""
         self._events: list[Event] = []
         self._joined: dict[str, list[Row]] = {}
         self._joined_from: dict[str, int] = {}
@@ -51,6 +54,7 @@ class View:
         for key in wants.keys:
             self._lock(key, loaded.rows.get(key))
         self.asked.clear()
+        self.loads += bool(loaded.ready)
         for ready, rows in loaded.ready.items():
             if wants.ready[ready] > self._depth.get(ready.lane, 0):
                 self._ready[ready.lane] = rows
@@ -103,6 +107,20 @@ class View:
         """Whether any part of the lane was loaded."""
         return lane in self._ready
 
+    def lacks(self, lane: str, n: int) -> bool:
+        """Whether more of the lane has to be loaded before it is known which are its first `n` rows that are left."""
+        if lane not in self._ready:
+            return True
+        if self.exhausted(lane):
+            return False
+        rows = islice(self._ready[lane], self._first_left(lane), None)
+        return sum(1 for _ in islice(filter(self._untouched, rows), n)) < n
+
+    def deeper(self, lane: str, n: int) -> int:
+        """How deep to load the lane for `n` rows more: at least twice as deep as it is, so that this ends soon."""
+        depth = self._depth.get(lane, 0)
+        return depth + max(n, depth)
+
     def exhausted(self, lane: str) -> bool:
         """Whether all that the store holds in the lane was loaded."""
         return lane in self._ready and len(self._ready[lane]) < self._depth[lane]
@@ -134,7 +152,7 @@ class View:
         else:
             found = list(islice((row for row in islice(rows, start, None) if self._untouched(row)), limit))
         if len(found) < limit and len(rows) >= self._depth[lane]:
-            raise Need(Wants(ready={Ready(lane): self._depth[lane] + limit}))
+            raise Need(Wants(ready={Ready(lane): self.deeper(lane, limit)}))
         if lane in self._joined and (len(found) < limit or found[-1].order >= self._joined_from[lane]):
             left = self._joined[lane] = [row for row in self._joined[lane] if self._rows[row.key] is row]
             found = sorted(found + left, key=_place)[:limit]
@@ -248,7 +266,7 @@ class View:
         copy._locked, copy._orders = set(self._locked), self._orders
         copy._joined = {lane: list(rows) for lane, rows in self._joined.items()}
         copy._joined_from = dict(self._joined_from)
-        copy.asked = {}
+        copy.loads = self.loads
         return copy
 
 

@@ -50,6 +50,12 @@ def test_floats_where_one_notation_ends_and_the_next_begins_are_written_as_pytho
             assert canonical(sent) == json.dumps(value, separators=(",", ":")).encode()
 
 
+@pytest.mark.parametrize("leaf", [b"1.5", b"7"])
+def test_what_is_nested_deep_has_a_canonical_form_too(leaf: bytes) -> None:
+    deep = b"[" * 450 + leaf + b"]" * 450
+    assert canonical(deep.replace(b"[", b"[ ")) == deep
+
+
 @given(values)
 def test_what_is_canonical_says_the_same_and_is_its_own_canonical_form(value: Any) -> None:
     text = canonical(json.dumps(value).encode())

@@ -13,6 +13,8 @@ from sheratan_hub.rules import lanes as lanes_module
 from sheratan_hub.rules.command import Command
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
+from sheratan_hub.rules.limits import Rate
+from sheratan_hub.rules.pauses import PauseKind
 from sheratan_hub.rules.pull import Pull
 from tests.rules.stage import Stage
 
@@ -324,16 +326,59 @@ def test_pulls_of_one_batch_that_find_many_short_lanes_do_not_ask_for_one_after_
     assert len({job.lease_id for job in map(stage.job, stage.ids()) if job.status == "running"}) == 300
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_pull_that_has_room_for_one_more_still_takes_the_oldest_of_a_sources_lanes(others: int) -> None:
+    stage = Stage(age_ms=0, rates={"other": Rate(0, 1)})
+    own = [stage.submit(kind) for kind in ("a", "b", "b", "a")]
+    other = [stage.submit("c", source="other") for _ in range(others)]
+    leased = [job.id for job in stage.pull(limit=4)]
+    assert sorted(leased) == [*own[:3], other[0]], "of the other source one may run at once"
+
+
 @pytest.mark.parametrize(("sources", "limit"), [(2, 1), (20, 1), (20, 7), (20, 30), (100, 1), (100, 7)])
-def test_pulls_of_one_batch_whose_sources_take_turns_foresee_all_that_they_need(sources: int, limit: int) -> None:
+def test_pulls_of_one_batch_whose_sources_take_turns_ask_once(sources: int, limit: int) -> None:
     stage = Stage(max_depth=10_000, max_inflight=10_000)
     for n in range(64 * limit + sources):
         stage.submit(source=f"source-{n % sources:02}")
     pulls: list[Command] = [Pull(f"n{n}", f"s{n}-", limit, capabilities=frozenset()) for n in range(64)]
-    assert stage.together(pulls) == 0
+    assert stage.together(pulls) <= (limit > 1), "what pulls of one job need is foreseen"
     leased = Counter(job.source for job in map(stage.job, stage.ids()) if job.status == "running")
     assert leased.total() == 64 * limit
     assert max(leased.values()) - min(leased.values()) <= 1, "each source had its turns"
+
+
+@pytest.mark.parametrize(
+    ("pulls", "limit", "sources", "kinds", "each"),
+    [
+        (8, 10, 20, 16, 3),
+        (16, 50, 50, 8, 3),
+        (8, 100, 100, 6, 2),
+        (5, 100, 400, 1, 1),
+        (300, 1, 250, 1, 1),
+        (64, 1, 300, 2, 1),
+    ],
+)
+def test_however_short_the_lanes_are_pulls_find_them_soon(
+    pulls: int, limit: int, sources: int, kinds: int, each: int
+) -> None:
+    stage = Stage(max_depth=10_000, max_inflight=10_000, age_ms=0)
+    for n in range(sources * kinds * each):
+        stage.submit(f"kind-{n // sources % kinds}", source=f"source-{n % sources:03}")
+    commands: list[Command] = [Pull(f"n{n}", f"s{n}-", limit, capabilities=frozenset()) for n in range(pulls)]
+    assert stage.together(commands) <= 24
+    running = [job for job in map(stage.job, stage.ids()) if job.status == "running"]
+    assert len(running) == len({job.lease_id for job in running}) == min(pulls * limit, sources * kinds * each)
+
+
+def test_sources_that_are_paused_keep_no_pull_from_what_others_have() -> None:
+    stage = Stage(max_depth=10_000, max_inflight=10_000, age_ms=0)
+    for n in range(50):
+        stage.submit("paused", source=f"paused-{n:02}")
+    for n in range(250):
+        stage.submit(source=f"live-{n % 50:02}")
+    stage.do(PauseKind("paused"))
+    assert stage.together([Pull("n", "s-", 100, capabilities=frozenset())]) <= 2
+    assert sum(job.status == "running" for job in map(stage.job, stage.ids())) == 100
 
 
 def test_sources_that_run_out_while_a_batch_takes_turns_are_made_up_for_by_others() -> None:
