@@ -17,6 +17,9 @@ from sheratan_hub.storage import Ready, Row, Wants
 AHEAD = 4
 """So many rows of a lane are asked for that may have to give one only."""
 
+TWICE_MAX = 10
+"""So often a batch's pulls ask for twice as many lanes as the time before."""
+
 
 class Hand:
     """Takes rows for one pull. `lanes` are those they came from, in the order in which they were taken."""
@@ -172,7 +175,7 @@ class Hand:
             return
         found = [lane for lane in missing if lane not in view.asked]
         if missing:
-            most = max(len(missing), 1 << view.loads)
+            most = max(len(missing), 1 << min(view.loads, TWICE_MAX))
             found += self._others(lanes[0], most - len(found), {*view.asked, *found})
             found += islice(filter(self._suits, view.asked), max(0, len(missing) - len(found)))
         for lane in found:

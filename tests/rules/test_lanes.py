@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheratan_hub.rules import lanes as lanes_module
-from sheratan_hub.rules.command import Command
+from sheratan_hub.rules.command import Command, Need, Scene
 from sheratan_hub.rules.finish import Release
 from sheratan_hub.rules.lanes import PLACES, Lanes, Offer, lane_name, level_at, read_lane, suits
 from sheratan_hub.rules.limits import Rate
 from sheratan_hub.rules.pauses import PauseKind
 from sheratan_hub.rules.pull import Pull
+from sheratan_hub.rules.view import View
+from sheratan_hub.storage import Key, Wants
 from tests.rules.stage import Stage
 
 ANY = Offer(frozenset(), frozenset())
@@ -368,6 +370,21 @@ def test_however_short_the_lanes_are_pulls_find_them_soon(
     assert stage.together(commands) <= 24
     running = [job for job in map(stage.job, stage.ids()) if job.status == "running"]
     assert len(running) == len({job.lease_id for job in running}) == min(pulls * limit, sources * kinds * each)
+
+
+def test_a_batch_that_has_loaded_very_often_asks_for_no_more_lanes_than_there_can_be() -> None:
+    stage = Stage()
+    for n in range(3):
+        stage.submit(source=f"source-{n}")
+    stage.lanes = Lanes({row.lane: row.order for row in stage.rows.values() if row.lane is not None})
+    scene = Scene(stage.now, stage.limits, stage.lanes, known={Key("node", "n"): None})
+    view = View(scene)
+    pull = Pull("n", "s-")
+    view.add(*stage._load(Wants(look=pull.wants(scene).look, counts=pull.wants(scene).counts)))
+    view.loads = 250
+    with pytest.raises(Need) as asked:
+        pull.decide(view)
+    assert len(asked.value.wants.ready) == 3
 
 
 def test_sources_that_are_paused_keep_no_pull_from_what_others_have() -> None:
