@@ -101,10 +101,9 @@ class Pull(msgspec.Struct, frozen=True, gc=False):
         row, lanes = known.get(key), scene.lanes
         offer = self._offer(node_of(row) if row else None)
         if lanes.of_one_source:
-            return {
-                Ready(lane): min(self.limit, scene.limits.max_inflight) for lane in lanes.turn(offer, 1, (), scene.now)
-            }
-        if self.limit > 1 or not scene.judge.trivial or pauses_of(known.get(Key(*PAUSES))).pauses:
+            most = min(self.limit, scene.limits.max_inflight)
+            return {Ready(lane): most for lane in lanes.turn(offer, 1, (), scene.now)}
+        if self.limit > 1 or not scene.judge.trivial or pauses_of(known.get(PAUSES)).pauses:
             return {}
         if offer not in scene.turns:
             scene.turns[offer] = lanes.turns(offer, scene.now)

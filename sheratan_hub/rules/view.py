@@ -103,10 +103,6 @@ class View:
         """Whether it is known if there is such a row; `locked`: so that it may be changed."""
         return Key(kind, id) in (self._locked if locked else self._rows)
 
-    def loaded(self, lane: str) -> bool:
-        """Whether any part of the lane was loaded."""
-        return lane in self._ready
-
     def lacks(self, lane: str, n: int) -> bool:
         """Whether more of the lane has to be loaded before it is known which are its first `n` rows that are left."""
         if lane not in self._ready:
